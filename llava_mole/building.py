@@ -1,0 +1,158 @@
+"""build_model: assemble a model and its processor from pretrained parts, by name.
+
+What a recipe's `model:` section does. The result computes exactly what its language model computed
+before, for text: experts, LoRA and Parrot's module all start as the identity.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from llava_mole import checkpoint
+from llava_mole.configuration import (
+    LlavaMoleConfig,
+    ParrotConfig,
+    ProjectorConfig,
+    WeightSource,
+)
+from llava_mole.errors import ConfigError
+from llava_mole.modeling import LlavaMoleForConditionalGeneration
+from llava_mole.mole.config import MoleConfig
+from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
+from llava_mole.templates import chat_template
+from llava_mole.vision import load_vision
+
+# Tokens that vocabularies reserve and text never holds, in order of preference. Adding a token
+# instead would grow the embedding matrix for one placeholder.
+RESERVED = ("<image>", "<|image_pad|>", "<unused0>", "<|reserved_special_token_0|>", "<|fim_pad|>")
+END_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>")
+
+
+@dataclass
+class ModelRecipe:
+    """The `model:` section of a recipe."""
+
+    language_model: str = "starter"
+    """"starter", a local folder, or a hub id."""
+    language_model_revision: str | None = None
+    vision_model: str = "starter"
+    """"starter", an open_clip model name, or "local-dir:FOLDER"."""
+    vision_pretrained: str | None = None
+    """open_clip tag of the weights, e.g. "openai"."""
+    vision_layer: int | None = None
+    """Token towers: which block's output; LLaVA takes -2. Empty: the last."""
+    vision_select: str = "patch"
+    """"patch", or "cls_patch" as Parrot's released code."""
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    parrot: ParrotConfig | None = None
+    experts: MoleConfig | None = None
+    lora: dict[str, Any] | None = None
+    """peft.LoraConfig's own arguments, e.g. {r: 16, lora_alpha: 32, target_modules: [q_proj]}."""
+    chat_template: str = "qa"
+    """A name from llava_mole/templates.py, or "tokenizer" for the tokenizer's own."""
+    image_token: str | None = None
+    """A reserved token of the vocabulary; found by itself for common families."""
+    dtype: str = "bfloat16"
+    """Of the language model. Adapters, projector and routers are float32 and compute in this."""
+    vision_dtype: str = "float32"
+    """Of the tower."""
+    attn_implementation: str = "sdpa"
+
+
+def build_model(
+    recipe: ModelRecipe,
+) -> tuple[LlavaMoleForConditionalGeneration, LlavaMoleProcessor]:
+    """Load the named parts and put them together.
+
+    Raises:
+        ConfigError: a name or option is wrong.
+        CheckpointError: a part's files are.
+    """
+    dtype = getattr(torch, recipe.dtype)
+    base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
+    language_model = checkpoint.load_language_model(
+        base, dtype=dtype, attn_implementation=recipe.attn_implementation
+    )
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    vocabulary = language_model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocabulary:
+        raise ConfigError(
+            f"tokenizer of {recipe.language_model!r} has {len(tokenizer)} tokens, the embedding "
+            f"only {vocabulary} rows: they do not belong together, or the embedding was not resized"
+        )
+    image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
+    tower, vision = load_vision(
+        recipe.vision_model,
+        recipe.vision_pretrained,
+        layer=recipe.vision_layer,
+        select=recipe.vision_select,
+        dtype=recipe.vision_dtype,
+    )
+    config = LlavaMoleConfig(
+        # A copy: a config sets its attention implementation on its sub-configs.
+        text_config=copy.deepcopy(language_model.config),
+        text_source=WeightSource(
+            recipe.language_model, recipe.language_model_revision, checkpoint.weights_hash(base)
+        ).to_dict(),
+        vision=vision.to_dict(),
+        projector=recipe.projector.to_dict(),
+        parrot=recipe.parrot.to_dict() if recipe.parrot else None,
+        mole=recipe.experts.to_dict() if recipe.experts else None,
+        lora=recipe.lora,
+        image_token_id=tokenizer.convert_tokens_to_ids(image_token),
+    )
+    model = LlavaMoleForConditionalGeneration(
+        config, language_model=language_model, vision_tower=tower
+    )
+    model.requires_grad_(False)
+    model.add_adapters()
+    ends = [t for t in END_OF_TURN if tokenizer.convert_tokens_to_ids(t) in range(len(tokenizer))]
+    ends = [t for t in ends if tokenizer.convert_tokens_to_ids(t) != tokenizer.unk_token_id]
+    end_of_turn = ends[0] if ends else tokenizer.eos_token
+    processor = LlavaMoleProcessor(
+        LlavaMoleImageProcessor(vision.preprocess),
+        tokenizer,
+        tokens_per_image=vision.tokens_per_image,
+        image_token=image_token,
+        condition_on=recipe.parrot.condition_on if recipe.parrot else "turn",
+        chat_template=template_source(recipe.chat_template, tokenizer, image_token, end_of_turn),
+    )
+    stops = {tokenizer.convert_tokens_to_ids(end_of_turn), tokenizer.eos_token_id}
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(stop for stop in stops if stop is not None),
+        pad_token_id=processor.pad_id,
+    )
+    return model.eval(), processor
+
+
+def template_source(
+    name: str, tokenizer: PreTrainedTokenizerBase, image_token: str, end_of_turn: str
+) -> str:
+    """Raises ConfigError if the tokenizer's own template cannot give a label mask."""
+    if name != "tokenizer":
+        return chat_template(name, image_token=image_token, end_of_turn=end_of_turn)
+    own = tokenizer.chat_template
+    if not isinstance(own, str) or "generation %}" not in own:
+        raise ConfigError(
+            "chat_template='tokenizer': the tokenizer's template has no {% generation %} marks, so "
+            "no label mask can be made; name one of llava_mole/templates.py"
+        )
+    return own
+
+
+def find_token(
+    tokenizer: PreTrainedTokenizerBase, candidates: tuple[str, ...], key: str
+) -> str:
+    vocabulary = tokenizer.get_vocab()
+    for token in candidates:
+        if token in vocabulary:
+            return token
+    raise ConfigError(
+        f"model.{key}: none of {', '.join(candidates)} is in the vocabulary; name a reserved token"
+    )

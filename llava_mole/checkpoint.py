@@ -1,0 +1,381 @@
+"""One folder is one model: writing it, and reading it back with nothing missing.
+
+    config.json, generation_config.json
+    model.safetensors        projector, Parrot's module, and the tower if it was trained
+    adapters/experts/        banks and routers, in PEFT's folder shape
+    adapters/lora/           plain LoRA; PEFT opens it too
+    language_model/          an ordinary Hugging Face folder, only if it was trained or asked for
+    README.md, NOTICE        model card, licences
+
+The frozen language model and tower are references (name, revision, hash), checked at load. The
+folder is written beside its place and renamed, so a reader never meets half of one. Nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import (
+    LoraConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+
+from llava_mole.configuration import LlavaMoleConfig, WeightSource
+from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.folders import replacing_folder, sha256_file
+from llava_mole.mole.inject import BANK, ROUTER, mole_context
+from llava_mole.mole.io import check_tensors, load_experts, save_experts
+from llava_mole.modelcard import write_card
+from llava_mole.vision import build_structure, load_referenced
+
+OWN_WEIGHTS = "model.safetensors"
+LANGUAGE_MODEL = "language_model"
+EXPERTS = "adapters/experts"
+LORA = "adapters/lora"
+ADAPTER_MARKS = ("lora_A", "lora_B", "lora_embedding", "lora_magnitude", BANK, ROUTER)
+
+
+# ---------------------------------------------------------------------- where weights come from
+
+
+def locate(name: str, revision: str | None = None, folder: Path | None = None) -> Path:
+    """The local folder of a language model: the starter's, a folder, or a hub snapshot.
+
+    Args:
+        name: "starter", a folder (relative ones are looked for in `folder` too), or a hub id.
+        revision: of the hub repository.
+        folder: of the model that refers to it.
+
+    Raises:
+        CheckpointError: nothing there, and the hub cannot be asked.
+    """
+    if name == "starter":
+        from llava_mole.starter import ensure_starter
+
+        return ensure_starter().language_model
+    for candidate in ([folder / name] if folder else []) + [Path(name)]:
+        if (candidate / "config.json").is_file():
+            return candidate
+    if Path(name).is_absolute() or name.startswith(".") or name == LANGUAGE_MODEL:
+        raise CheckpointError(f"language model {name!r}: no config.json in that folder")
+    try:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pth"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"language model {name!r} is no local folder and could not be fetched from the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or download it "
+            "where the hub is reachable; 'starter' needs no hub."
+        ) from error
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 over the safetensors files of a folder, by sorted name."""
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} has no *.safetensors; pickled weights are not loaded")
+    for file in files:
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def load_language_model(
+    folder: Path, *, dtype: Any = None, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A Hugging Face causal language model from a local folder.
+
+    Raises:
+        CheckpointError: unreadable, or weights are missing in it.
+    """
+    options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"language model in {folder} cannot be loaded: {error}") from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise CheckpointError(
+            f"language model in {folder}: missing {sorted(report['missing_keys'])[:3]}, of another "
+            f"shape {sorted(report['mismatched_keys'])[:3]}"
+        )
+    return model
+
+
+# ---------------------------------------------------------------------- plain LoRA, PEFT's own
+
+
+def add_lora(language_model: PreTrainedModel, options: dict[str, Any]) -> None:
+    """Put PEFT's LoRA on the language model, in place.
+
+    Raises:
+        ConfigError: PEFT refuses the options.
+    """
+    try:
+        inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **options), language_model)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"lora: {error}") from error
+
+
+def lora_config(language_model: PreTrainedModel, options: dict[str, Any], base: str) -> LoraConfig:
+    return LoraConfig(
+        task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True, **options
+    )
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def own_tensors(model: Any, include_tower: bool) -> dict[str, Tensor]:
+    """What goes into model.safetensors."""
+    parts = ["projector", "parrot"] + ["vision_tower"] * include_tower
+    return {
+        name: tensor.detach().contiguous().cpu()
+        for name, tensor in model.state_dict().items()
+        if name.split(".", 1)[0] in parts
+    }
+
+
+def base_tensors(language_model: nn.Module) -> dict[str, Tensor]:
+    """The language model's own weights, adapters taken off, under their original names."""
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in language_model.state_dict().items()
+        if not any(mark in name for mark in ADAPTER_MARKS)
+    }
+
+
+def base_is_trained(language_model: nn.Module) -> bool:
+    return any(
+        parameter.requires_grad and not any(mark in name for mark in ADAPTER_MARKS)
+        for name, parameter in language_model.named_parameters()
+    )
+
+
+def save_model(
+    model: Any, folder: str | Path, *, include_frozen: bool = False, processor: Any = None, **_: Any
+) -> None:
+    """Write one self-describing folder, whole or not at all.
+
+    Args:
+        model: LlavaMoleForConditionalGeneration.
+        folder: made or replaced. Other files in it stay.
+        include_frozen: also write the frozen language model and tower in full.
+        processor: written into the same folder in the same step, so that both appear at once.
+        _: what transformers' Trainer also passes.
+
+    Raises:
+        CheckpointError: the disk is full; the folder is as it was.
+    """
+    final = Path(folder)
+    config = LlavaMoleConfig.from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    vision = config.vision_part
+    full_tower = (
+        include_frozen
+        or vision.source is None
+        or any(p.requires_grad for p in model.vision_tower.parameters())
+    )
+    full_language = include_frozen or config.text_source is None
+    full_language = full_language or base_is_trained(model.language_model)
+    base_name = (config.text_source or {}).get("name")
+    if full_tower:
+        config.vision = {**vision.to_dict(), "source": None}
+    with replacing_folder(final) as building:
+        save_file(
+            own_tensors(model, full_tower), building / OWN_WEIGHTS, metadata={"format": "pt"}
+        )
+        if full_language:
+            model.language_model.save_pretrained(
+                building / LANGUAGE_MODEL, state_dict=base_tensors(model.language_model)
+            )
+            config.text_source = WeightSource(
+                LANGUAGE_MODEL, sha256=weights_hash(building / LANGUAGE_MODEL)
+            ).to_dict()
+        config.save_pretrained(building)
+        model.generation_config.save_pretrained(building)
+        if config.lora is not None:
+            target = building / LORA
+            target.mkdir(parents=True)
+            lora_config(model.language_model, config.lora, base_name or "").save_pretrained(target)
+            state = get_peft_model_state_dict(model.language_model, adapter_name="default")
+            save_file(
+                {f"base_model.model.{k}": v.detach().contiguous().cpu() for k, v in state.items()},
+                target / "adapter_model.safetensors",
+                metadata={"format": "pt"},
+            )
+        if model.mole is not None:
+            save_experts(model.language_model, building / EXPERTS, base=base_name)
+        write_card(building, config, final.name)
+        if processor is not None:
+            processor.save_pretrained(building)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_own_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; a model folder holds it")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def check_same_language_model(found: Any, expected: Any, folder: Path) -> None:
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        if getattr(found, key) != getattr(expected, key):
+            raise CheckpointError(
+                f"language model in {folder} has {key}={getattr(found, key)!r}, this model was "
+                f"trained on one with {getattr(expected, key)!r}"
+            )
+
+
+def read_config(folder: Path) -> LlavaMoleConfig:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json: is it a model folder?")
+    values, _ = LlavaMoleConfig.get_config_dict(folder)
+    if values.get("model_type") != LlavaMoleConfig.model_type:
+        raise CheckpointError(
+            f"{folder} holds a {values.get('model_type')!r} model, expected "
+            f"{LlavaMoleConfig.model_type!r}; load it with its own class"
+        )
+    return LlavaMoleConfig.from_dict(values)
+
+
+def load_model(
+    cls: Any,
+    path: str | Path,
+    *,
+    config: LlavaMoleConfig | None = None,
+    dtype: Any = None,
+    attn_implementation: str | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    token: str | None = None,
+    torch_dtype: Any = None,
+    **options: Any,
+) -> Any:
+    """Read a model folder back.
+
+    Args:
+        cls: LlavaMoleForConditionalGeneration.
+        path: a folder, or a hub id.
+        config: already read, as the Auto classes pass it.
+        dtype: of the language model and the tower, e.g. torch.bfloat16 or "bfloat16"; None keeps
+            what was saved. Trained parts keep their own.
+        attn_implementation: of the language model.
+        device_map: one device ("cpu", "cuda", "cuda:1"), or "auto" for the first accelerator.
+        revision, token: of the hub repository.
+        options: only what transformers' Auto classes add of their own.
+
+    Raises:
+        CheckpointError: a file or key is missing, a referenced part has another hash, or the
+            folder is of another architecture.
+        ConfigError: an option that is not supported here.
+    """
+    known = {"local_files_only", "trust_remote_code", "cache_dir", "force_download", "subfolder"}
+    known |= {"_from_auto", "adapter_kwargs", "use_safetensors", "_commit_hash", "code_revision"}
+    unsupported = sorted(
+        key for key, value in options.items() if key not in known and value is not None
+    )
+    if unsupported:
+        raise ConfigError(f"from_pretrained: {unsupported} not supported by LLaVA-MoLE")
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or str(path).startswith("."):
+            raise CheckpointError(f"{path} does not exist")
+        try:
+            folder = Path(snapshot_download(str(path), revision=revision, token=token))
+        except Exception as error:
+            raise CheckpointError(f"{path} is no local folder and no hub model: {error}") from error
+    if not isinstance(config, LlavaMoleConfig):
+        config = read_config(folder)
+    dtype = dtype if dtype is not None else torch_dtype
+    asked = None if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+    source = WeightSource.from_dict(config.text_source or {"name": LANGUAGE_MODEL})
+    base = locate(source.name, source.revision, folder)
+    if source.sha256 is not None and (found := weights_hash(base)) != source.sha256:
+        raise CheckpointError(
+            f"language model {source.name!r} in {base} has sha256 {found[:12]}…, this model was "
+            f"trained on {source.sha256[:12]}…: use the same weights"
+        )
+    language_model = load_language_model(
+        base, dtype=asked or config.text_config.dtype, attn_implementation=attn_implementation
+    )
+    check_same_language_model(language_model.config, config.text_config, base)
+
+    tensors = read_own_weights(folder / OWN_WEIGHTS)
+    vision = config.vision_part
+    tower = build_structure(vision) if vision.source is None else load_referenced(vision)
+    model = cls(config, language_model=language_model, vision_tower=tower)
+    expected = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.split(".", 1)[0] in ("projector", "parrot")
+        or (vision.source is None and name.startswith("vision_tower."))
+    }
+    check_tensors(tensors, expected, folder / OWN_WEIGHTS)  # type: ignore[arg-type]
+    load_into(model, tensors)
+    if asked is not None:
+        model.vision_tower.to(asked)
+    if config.lora is not None:
+        load_lora(language_model, config.lora, folder / LORA)
+    if config.mole is not None:
+        load_experts(language_model, folder / EXPERTS)
+        model.mole = mole_context(language_model)[0]
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = str(path)
+    if device_map is not None:
+        model.to(one_device(device_map))
+    return model.eval()
+
+
+def load_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy values and dtypes: a part saved in float32 stays in float32."""
+    own = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].data = own[name].data.to(tensor.dtype)
+            own[name].copy_(tensor)
+
+
+def load_lora(language_model: PreTrainedModel, options: dict[str, Any], folder: Path) -> None:
+    add_lora(language_model, options)
+    path = folder / "adapter_model.safetensors"
+    tensors = {
+        key.removeprefix("base_model.model."): value
+        for key, value in read_own_weights(path).items()
+    }
+    expected = get_peft_model_state_dict(language_model, adapter_name="default")
+    check_tensors(tensors, expected, path)
+    set_peft_model_state_dict(language_model, tensors, adapter_name="default")
+
+
+def one_device(device_map: Any) -> torch.device:
+    if device_map == "auto":
+        accelerator = torch.accelerator.current_accelerator()
+        return torch.device("cpu") if accelerator is None else accelerator
+    if isinstance(device_map, dict):
+        if set(device_map) != {""}:
+            raise ConfigError("device_map: this model loads onto one device; give 'cuda' or 'cpu'")
+        device_map = device_map[""]
+    return torch.device(device_map)
+

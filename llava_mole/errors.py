@@ -1,0 +1,13 @@
+"""The three errors a user meets. Each message says what was found, what was expected, what to do."""
+
+
+class ConfigError(ValueError):
+    """A recipe, a configuration or a call asks for something impossible."""
+
+
+class DataError(ValueError):
+    """A sample, an image or a benchmark file is not what it claims to be; names file and line."""
+
+
+class CheckpointError(RuntimeError):
+    """A model folder or a weight file is incomplete, altered, or of another architecture."""

@@ -1,0 +1,14 @@
+"""The six languages of MMMB and of the starter, by ISO 639-1 code, in the order every table uses."""
+
+LANGUAGES = ("en", "zh", "pt", "ar", "tr", "ru")
+
+LANGUAGE_NAMES = {
+    "en": "English",
+    "zh": "Chinese",
+    "pt": "Portuguese",
+    "ar": "Arabic",
+    "tr": "Turkish",
+    "ru": "Russian",
+}
+
+RIGHT_TO_LEFT = frozenset({"ar"})

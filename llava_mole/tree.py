@@ -1,0 +1,105 @@
+"""Shared pictures: one row, one visual prefix, and independent questions as branches of a tree.
+
+    segment 0      <bos> picture                      every branch sees it
+    segment 1            question 1, answer 1         sees 0 and itself
+    segment 2            question 2, answer 2         sees 0 and itself
+
+Positions restart at each branch, as if it followed the prefix directly, so a branch computes what
+it would compute alone. Two traps: sliding windows must be measured in positions, not in indices, or
+a later branch loses the picture; and every family of models takes its masks in its own way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from llava_mole.errors import ConfigError
+
+# How a family's decoder takes a ready-made mask: one 4-D tensor for all layers, or a dict by layer
+# type. Handing the wrong one is silent (a dropped sliding window), so only families that a test
+# holds against separate rows are listed.
+ONE_MASK = frozenset({"llama", "mistral", "phi3", "granite"})
+MASK_BY_LAYER_TYPE = frozenset({"qwen2", "qwen3", "gemma2", "gemma3_text"})
+
+
+def check_supported(text_config: PreTrainedConfig) -> None:
+    """Raises ConfigError where shared pictures are not known to be right."""
+    family = text_config.model_type
+    if family not in ONE_MASK | MASK_BY_LAYER_TYPE:
+        raise ConfigError(
+            f"share_prefix: pictures shared by several questions are verified for "
+            f"{', '.join(sorted(ONE_MASK | MASK_BY_LAYER_TYPE))}, not for {family!r}; "
+            "set share_prefix: false"
+        )
+    attention = text_config._attn_implementation
+    if attention not in ("sdpa", "eager", None):
+        raise ConfigError(
+            f"share_prefix needs attn_implementation sdpa or eager, not {attention!r}"
+        )
+
+
+def tree_positions(segment_ids: Tensor) -> Tensor:
+    """Position of each token in its own branch.
+
+    Args:
+        segment_ids: (B, T) -1 padding, 0 prefix, 1, 2, … branches; each segment contiguous.
+
+    Returns:
+        (B, T) the prefix counts from 0, each branch goes on from the prefix's length. Padding: 0.
+    """
+    real = segment_ids >= 0
+    prefix = ((segment_ids == 0) & real).sum(dim=1, keepdim=True)
+    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    changed = torch.ones_like(segment_ids, dtype=torch.bool)
+    changed[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    start = torch.where(changed, index, torch.zeros_like(index)).cummax(dim=1).values
+    positions = index - start + torch.where(segment_ids > 0, prefix, torch.zeros_like(prefix))
+    return torch.where(real, positions, torch.zeros_like(positions))
+
+
+def visibility(segment_ids: Tensor, positions: Tensor, window: int | None = None) -> Tensor:
+    """(B, T, T) True where query i may look at key j: same branch or prefix, not in the future,
+    and closer than `window` positions where a window is given. Padding looks at itself only."""
+    query, key = segment_ids.unsqueeze(2), segment_ids.unsqueeze(1)
+    distance = positions.unsqueeze(2) - positions.unsqueeze(1)
+    allowed = ((key == query) | (key == 0)) & (distance >= 0) & (query >= 0) & (key >= 0)
+    if window is not None:
+        allowed = allowed & (distance < window)
+    itself = torch.eye(segment_ids.shape[1], dtype=torch.bool, device=segment_ids.device)
+    return allowed | itself
+
+
+def tree_masks(
+    text_config: PreTrainedConfig, segment_ids: Tensor, positions: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """What to hand this family's decoder as `attention_mask`.
+
+    Args:
+        text_config: of the language model.
+        segment_ids, positions: (B, T).
+        dtype: of the hidden states; masks are additive (a boolean 4-D mask is silently wrong under
+            eager attention).
+
+    Returns:
+        (B, 1, T, T), or a dict of such by layer type.
+
+    Raises:
+        ConfigError: see `check_supported`.
+    """
+    check_supported(text_config)
+
+    def additive(window: int | None) -> Tensor:
+        allowed = visibility(segment_ids, positions, window).unsqueeze(1)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=segment_ids.device)
+        return mask.masked_fill(~allowed, torch.finfo(dtype).min)
+
+    window = getattr(text_config, "sliding_window", None)
+    if text_config.model_type in ONE_MASK:
+        return additive(window)
+    kinds = {"full_attention": None, "sliding_attention": window}
+    unknown = sorted(set(text_config.layer_types) - set(kinds))
+    if unknown:
+        raise ConfigError(f"share_prefix: layer types {unknown} are not known; set it to false")
+    return {kind: additive(kinds[kind]) for kind in sorted(set(text_config.layer_types))}

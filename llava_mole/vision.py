@@ -1,0 +1,212 @@
+"""VisionTower: any open_clip model -> patch features and one summary token.
+
+Two adapters cover open_clip. Token towers (its own ViTs, timm ViTs) give the tokens of a chosen
+block through `forward_intermediates`. Convolutional trunks refuse token output; their last feature
+map is read with `trunk.forward_features` and flattened, row by row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from llava_mole.configuration import VisionConfig, WeightSource
+from llava_mole.errors import CheckpointError, ConfigError
+
+# The text tower is never used; this one costs nothing and lets open_clip's public class build the
+# vision tower of a full model config.
+TINY_TEXT = {"context_length": 2, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+
+
+class VisionTower(nn.Module):
+    """Pixels to patch features.
+
+    Args:
+        visual: the `.visual` of an open_clip model.
+        config: which layer, which tokens.
+    """
+
+    def __init__(self, visual: nn.Module, config: VisionConfig) -> None:
+        super().__init__()
+        self.visual = visual
+        self.layer = config.layer
+        self.keep_class_token = config.select == "cls_patch"
+        self.is_convolutional = config.features == "map"
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Features of each image, the summary token first.
+
+        Args:
+            pixel_values: (N, 3, H, W), normalised as the tower's preprocessing says.
+
+        Returns:
+            (N, 1 + P, D_v). Token 0 is the class token, or the mean of the patches where the tower
+            has none.
+        """
+        if self.is_convolutional:
+            trunk = self.visual.trunk
+            grid = trunk.forward_features(pixel_values)  # type: ignore[union-attr,operator]
+            if grid.shape[1] != trunk.num_features:  # type: ignore[union-attr]
+                grid = grid.permute(0, 3, 1, 2)  # some trunks keep channels last
+            patches = grid.flatten(2).transpose(1, 2)
+            return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
+        out = self.visual.forward_intermediates(  # type: ignore[operator]
+            pixel_values,
+            indices=[-1 if self.layer is None else self.layer],
+            normalize_intermediates=self.layer is None,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+            stop_early=True,
+        )
+        patches = out["image_intermediates"][0]
+        prefix = out.get("image_intermediates_prefix")
+        if prefix and prefix[0] is not None and prefix[0].shape[1]:
+            summary = prefix[0][:, :1]
+        else:
+            summary = patches.mean(dim=1, keepdim=True)
+        return torch.cat([summary, patches], dim=1)
+
+
+def feature_kind(visual: nn.Module, pixel_values: Tensor) -> str:
+    """"tokens" or "map": asked of the tower itself, because timm's trunks refuse what they lack."""
+    try:
+        visual.forward_intermediates(pixel_values, indices=[-1], output_fmt="NLC")  # type: ignore[operator]
+    except AssertionError:
+        return "map"
+    return "tokens"
+
+
+def build_structure(config: VisionConfig) -> VisionTower:
+    """The tower with untrained weights, from its resolved config alone. No file, no network."""
+    assert config.model_cfg is not None
+    keep = {
+        key: value
+        for key, value in config.model_cfg.items()
+        if key in ("embed_dim", "vision_cfg", "quick_gelu")
+    }
+    vision_cfg = {**keep["vision_cfg"], "timm_model_pretrained": False}
+    model = open_clip.CustomTextCLIP(**{**keep, "vision_cfg": vision_cfg}, text_cfg=TINY_TEXT)
+    return VisionTower(model.visual, config).to(getattr(torch, config.dtype))
+
+
+def load_vision(
+    model: str,
+    pretrained: str | None = None,
+    *,
+    layer: int | None = None,
+    select: str = "patch",
+    revision: str | None = None,
+    dtype: str = "float32",
+) -> tuple[VisionTower, VisionConfig]:
+    """A tower with its weights, by name.
+
+    Args:
+        model: an open_clip name, "local-dir:FOLDER", or "starter".
+        pretrained: open_clip tag of the weights. None with an open_clip name: random weights.
+        layer, select, dtype: see `VisionConfig`.
+        revision: kept in the reference.
+
+    Raises:
+        ConfigError: unknown name or tag, a tower whose features cannot be read, a layer on a
+            convolutional tower.
+    """
+    clip, model_cfg = create_clip(model, pretrained)
+    preprocess = open_clip.get_model_preprocess_cfg(clip)
+    source = WeightSource(name=model, revision=revision)
+    config = VisionConfig(
+        model=model,
+        pretrained=pretrained,
+        layer=layer,
+        select=select,
+        model_cfg=model_cfg,
+        preprocess={key: list(v) if isinstance(v, tuple) else v for key, v in preprocess.items()},
+    )
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    blank = torch.zeros(1, 3, height, width)
+    clip.eval()
+    with torch.no_grad():
+        kind = feature_kind(clip.visual, blank)
+    config = VisionConfig.from_dict({**config.to_dict(), "features": kind})
+    tower = VisionTower(clip.visual, config).eval()
+    if tower.is_convolutional and (layer is not None or select == "cls_patch"):
+        raise ConfigError(
+            f"vision.model={model!r} is convolutional: it has no class token and only its last "
+            "feature map is read; leave vision.layer empty and vision.select at 'patch'"
+        )
+    with torch.no_grad():
+        probe = tower(blank)
+    resolved = {
+        **config.to_dict(),
+        "width": probe.shape[2],
+        "num_patches": probe.shape[1] - 1,
+        "dtype": dtype,
+        "source": WeightSource(
+            name=source.name, revision=revision, sha256=tower_hash(tower)
+        ).to_dict(),
+    }
+    return tower.to(getattr(torch, dtype)), VisionConfig.from_dict(resolved)
+
+
+def create_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
+    """An open_clip model and its config; names what to do when the name or tag is unknown."""
+    name = model
+    if model == "starter":
+        from llava_mole.starter import ensure_starter
+
+        name = f"local-dir:{ensure_starter().vision}"
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise ConfigError(f"vision.model={model!r}: no open_clip_config.json in {folder}")
+    elif not name.startswith("hf-hub:"):
+        if name not in open_clip.list_models():
+            raise ConfigError(
+                f"vision.model={model!r} is not an open_clip model; `open_clip.list_models()` "
+                "names them, 'local-dir:FOLDER' takes a folder, 'starter' the embedded tower"
+            )
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
+            raise ConfigError(f"vision.pretrained={pretrained!r}: {name} has {', '.join(tags)}")
+    clip = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
+    return clip, open_clip.get_model_config(name)
+
+
+@torch.no_grad()
+def tower_hash(tower: VisionTower) -> str:
+    """sha256 over the tower's tensors, by sorted name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.visual.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_referenced(config: VisionConfig) -> VisionTower:
+    """The tower that a saved model refers to.
+
+    Raises:
+        CheckpointError: its weights are not those the model was trained on.
+    """
+    assert config.source is not None
+    tower, found_config = load_vision(
+        config.model,
+        config.pretrained,
+        layer=config.layer,
+        select=config.select,
+        dtype=config.dtype,
+    )
+    assert found_config.source is not None
+    expected, found = config.source["sha256"], found_config.source["sha256"]
+    if expected is not None and expected != found:
+        raise CheckpointError(
+            f"vision tower {config.model!r} has sha256 {found[:12]}…, this model was trained on "
+            f"{expected[:12]}…: install the same weights, or save the model with its parts in full"
+        )
+    return tower
