@@ -15,6 +15,7 @@ unpickled.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from llava_mole.configuration import LlavaMoleConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
-from llava_mole.folders import replacing_folder, sha256_file
+from llava_mole.folders import replacing_folder, sha256_file, sync
 from llava_mole.mole.inject import BANK, ROUTER, mole_context
-from llava_mole.mole.io import check_tensors, load_experts, save_experts
+from llava_mole.mole.io import check_tensors, load_experts, put_experts, save_experts
 from llava_mole.modelcard import write_card
 from llava_mole.vision import build_structure, load_referenced
 
@@ -359,6 +360,11 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def load_lora(language_model: PreTrainedModel, options: dict[str, Any], folder: Path) -> None:
     add_lora(language_model, options)
+    put_lora(language_model, folder)
+
+
+def put_lora(language_model: PreTrainedModel, folder: Path) -> None:
+    """Load a saved LoRA into the one that is there."""
     path = folder / "adapter_model.safetensors"
     tensors = {
         key.removeprefix("base_model.model."): value
@@ -379,3 +385,37 @@ def one_device(device_map: Any) -> torch.device:
         device_map = device_map[""]
     return torch.device(device_map)
 
+
+
+def restore(model: Any, folder: Path) -> None:
+    """Put the weights of a checkpoint into a model of the same shape (resume).
+
+    Raises:
+        CheckpointError: a file or key is missing, or a shape differs.
+    """
+    tensors = read_own_weights(folder / OWN_WEIGHTS)
+    expected = own_tensors(model, any(name.startswith("vision_tower.") for name in tensors))
+    check_tensors(tensors, expected, folder / OWN_WEIGHTS)
+    load_into(model, tensors)
+    if model.config.lora is not None:
+        put_lora(model.language_model, folder / LORA)
+    if model.mole is not None:
+        put_experts(model.language_model, folder / EXPERTS)
+    if (folder / LANGUAGE_MODEL).is_dir():
+        base = load_language_model(folder / LANGUAGE_MODEL).state_dict()
+        own = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in model.language_model.state_dict(keep_vars=True).items()
+            if not any(mark in name for mark in ADAPTER_MARKS)
+        }
+        with torch.no_grad():
+            for name, tensor in base.items():
+                own[name].copy_(tensor)
+
+
+def publish(written: Path, final: Path) -> None:
+    """Sync a finished folder and rename it into place."""
+    sync(written)
+    if final.exists():
+        shutil.rmtree(final)
+    written.rename(final)

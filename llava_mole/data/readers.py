@@ -10,6 +10,7 @@ An item of the format (one JSON list of them, or one a line)::
 """
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,14 +40,14 @@ def read_llava_json(
 
     Args:
         path: a JSON list or JSONL; which of the two is seen from the content, not from the name.
-        image_root: the folder that ``image`` entries are relative to and must not leave, not even by a
-            symbolic link.
+        image_root: the folder that ``image`` entries are relative to and must not leave, not even
+            by a symbolic link.
         domain: for items without a ``domain`` (default: the file's name without suffix).
         language: for items without a ``language``; such an item is refused if this is None too.
 
     Raises:
-        DataError: nothing is skipped: the first bad item stops the reading with file, line and value.
-            Where pictures are missing, the message counts them all.
+        DataError: nothing is skipped; the first bad item stops the reading, with file, line and
+            value. Where pictures are missing, the message counts them all.
     """
     path = Path(path)
     files = _ImageFiles(Path(image_root))
@@ -60,7 +61,7 @@ def read_llava_json(
     return samples
 
 
-# --- items with their line numbers ---------------------------------------------------------------
+# --- items with their line numbers ----------------------------------------------------------------
 
 
 def _items(path: Path) -> Iterator[tuple[int, Any]]:
@@ -78,7 +79,7 @@ def _items(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _line_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    # Not splitlines(): it would also cut at U+2028 and others that may stand raw inside a JSON string.
+    # Not splitlines(): it would also cut at U+2028, which may stand raw inside a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -93,7 +94,7 @@ def _line_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """Decode a list element by element, because only so each element's line is known."""
-    breaks = [place for place, character in enumerate(text) if character == "\n"]
+    breaks = [found.start() for found in re.finditer("\n", text)]
     decoder = json.JSONDecoder()
 
     def line_of(place: int) -> int:
@@ -116,6 +117,8 @@ def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             start = place
             try:
                 item, place = decoder.raw_decode(text, start)
+            except RecursionError as error:
+                raise wrong(start, "less deeply nested brackets") from error
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{path}:{line_of(error.pos)}: bad JSON, {error.msg} "
@@ -133,7 +136,7 @@ def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         raise wrong(skip(place), "nothing after the list's ']'")
 
 
-# --- one item --------------------------------------------------------------------------------------
+# --- one item -------------------------------------------------------------------------------------
 
 
 def _sample(
@@ -153,8 +156,8 @@ def _sample(
     spoken = item.get("language", language)
     if not isinstance(spoken, str) or not spoken:
         raise DataError(
-            f"{where}: 'language' is {_short(spoken)}; expected a code such as 'pt', in the item or "
-            "for the whole file (language=…)"
+            f"{where}: 'language' is {_short(spoken)}; expected a code such as 'pt', in the item "
+            "or for the whole file (language=…)"
         )
     kind = item.get("domain", domain)
     if not isinstance(kind, str) or not kind:
@@ -187,16 +190,14 @@ def _turns(item: dict[str, Any], where: str) -> tuple[Turn, ...]:
             raise DataError(f"{where}: turn {number}: the answer is empty")
         if turn.role != "user" and IMAGE in turn.text:
             raise DataError(
-                f"{where}: turn {number}: {IMAGE} in a {turn.role} turn; only the user shows pictures"
+                f"{where}: turn {number}: {IMAGE} in a {turn.role} turn; only a user shows pictures"
             )
     return turns
 
 
 def _turn(entry: Any, where: str) -> Turn:
     if not isinstance(entry, dict) or "from" not in entry or "value" not in entry:
-        raise DataError(
-            f"{where}: expected {{'from': …, 'value': …}}, found {_short(entry)}"
-        )
+        raise DataError(f"{where}: expected {{'from': …, 'value': …}}, found {_short(entry)}")
     speaker, text = entry["from"], entry["value"]
     if not isinstance(speaker, str) or speaker not in _ROLES:
         raise DataError(

@@ -38,8 +38,8 @@ class Sample:
         """The conversation as Hugging Face chat messages.
 
         Each turn is ``{"role": …, "content": [parts]}`` where a part is ``{"type": "image"}`` or
-        ``{"type": "text", "text": …}``, in the order of the text. A line break that only separates an
-        ``<image>`` from the text goes; every other character stays.
+        ``{"type": "text", "text": …}``, in the order of the text. A line break that only separates
+        an ``<image>`` from the text goes; every other character stays.
         """
         return [{"role": turn.role, "content": _parts(turn.text)} for turn in self.turns]
 

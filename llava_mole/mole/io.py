@@ -69,32 +69,47 @@ def load_experts(model: nn.Module, folder: str | Path) -> None:
         CheckpointError: a file or a tensor is missing, or a shape belongs to another base.
     """
     folder = Path(folder)
-    config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; an expert folder holds it")
+    add_experts(model, read_config(folder))
+    put_experts(model, folder)
+
+
+def read_config(folder: Path) -> MoleConfig:
+    """Raises CheckpointError if the file is missing or not an expert folder's."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; an expert folder holds it")
     try:
-        values = json.loads(config_path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{config_path} is not JSON: {error}") from error
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
     if values.pop("peft_type", None) != PEFT_TYPE:
         raise CheckpointError(
-            f"{config_path}: not an expert folder (peft_type is not {PEFT_TYPE}); "
+            f"{path}: not an expert folder (peft_type is not {PEFT_TYPE}); "
             "open plain LoRAs with PEFT"
         )
     values.pop("task_type", None)
     values.pop("base_model_name_or_path", None)
     try:
-        config = MoleConfig.from_dict(values)
+        return MoleConfig.from_dict(values)
     except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{config_path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def put_experts(model: nn.Module, folder: Path) -> None:
+    """Load saved weights into experts that are there.
+
+    Raises:
+        CheckpointError: as `load_experts`.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; an expert folder holds it")
     try:
-        tensors = load_file(weights_path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
-    add_experts(model, config)
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     own = expert_state(model)
-    check_tensors({n.removeprefix(PREFIX): t for n, t in tensors.items()}, own, weights_path)
+    check_tensors({n.removeprefix(PREFIX): t for n, t in tensors.items()}, own, path)
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[PREFIX + name])

@@ -1,0 +1,133 @@
+"""The demo: chat about one picture in the browser. This file is the page; the answers come from
+`llava_mole.serving.chat`.
+
+    python app.py --model runs/quickstart/model
+"""
+
+import argparse
+import html
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llava_mole.errors import CheckpointError, ConfigError, DataError
+from llava_mole.serving.chat import PLACEHOLDER, ChatEngine
+
+DEFAULT_MODEL = Path("runs/quickstart/model")
+QUESTIONS = {
+    "English": "What is in the picture?",
+    "中文": "图片里是什么？",
+    "Português": "O que há na imagem?",
+    "العربية": "ماذا يوجد في الصورة؟",
+    "Türkçe": "Resimde ne var?",
+    "Русский": "Что изображено на картинке?",
+}
+# Each paragraph takes its direction from its own first letter: an Arabic answer under an English
+# question is right either way.
+CSS = """
+.message p, .message li, textarea, .gallery-item, .example button {
+    unicode-bidi: plaintext; text-align: start;
+}
+"""
+
+
+def as_messages(message: str, history: list[dict[str, Any]], picture: Any) -> list[dict[str, Any]]:
+    """The conversation so far, with the picture in its first turn, as the processor wants it."""
+    turns = [{"role": turn["role"], "content": text_of(turn["content"])} for turn in history]
+    turns.append({"role": "user", "content": message})
+    if picture is not None:
+        turns[0]["content"] = f"{PLACEHOLDER}\n{turns[0]['content']}"
+    return turns
+
+
+def text_of(content: str | list[dict[str, Any]]) -> str:
+    """Gradio keeps a turn as a list of typed parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def build_app(engine: ChatEngine, *, title: str, pictures: list[Path]) -> gr.Blocks:
+    """The page. `pictures` are offered as examples under the picture box."""
+
+    def respond(message: str, history: list[dict[str, Any]], picture: str | None) -> Iterator[str]:
+        answer = ""
+        images = [] if picture is None else [Path(picture)]
+        try:
+            for piece in engine.stream(as_messages(message, history, picture), images):
+                answer += piece
+                yield answer
+        except (CheckpointError, ConfigError, DataError) as error:
+            # The page reads messages as HTML, where `<image>` would vanish.
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+
+    with gr.Blocks(title="LLaVA-MoLE", fill_height=True, analytics_enabled=False) as app:
+        gr.Markdown(f"## LLaVA-MoLE\n{title}")
+        with gr.Row(equal_height=True):
+            with gr.Column(scale=1, min_width=280):
+                picture = gr.Image(
+                    type="filepath", label="Picture", sources=["upload", "clipboard"], height=320
+                )
+                if pictures:
+                    gr.Examples([[str(path)] for path in pictures], picture, label="Pictures")
+            with gr.Column(scale=2):
+                chat = gr.ChatInterface(
+                    respond,
+                    additional_inputs=[picture],
+                    chatbot=gr.Chatbot(label="Answers", height=420),
+                    textbox=gr.Textbox(
+                        placeholder="Ask in any of the six languages",
+                        submit_btn=True,
+                        stop_btn=True,
+                    ),
+                    api_name="chat",
+                    fill_height=True,
+                )
+                gr.Examples(
+                    [[question] for question in QUESTIONS.values()],
+                    chat.textbox,
+                    label="Questions",
+                    example_labels=[f"{name}: {text}" for name, text in QUESTIONS.items()],
+                )
+        # Another picture is another conversation: its tokens stand in the first turn.
+        picture.change(lambda: ([], []), None, [chat.chatbot, chat.chatbot_state], api_name=False)
+    return app
+
+
+def example_pictures(folder: Path | None, count: int = 8) -> list[Path]:
+    """Evenly spaced pictures of a folder, in the order of their names."""
+    found = sorted(folder.glob("*.png")) if folder is not None else []
+    return found[:: max(1, len(found) // count)][:count]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Load the model and serve the page until interrupted."""
+    parser = argparse.ArgumentParser(description="Chat about a picture in the browser.")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder")
+    parser.add_argument("--pictures", type=Path, help="folder of PNG files offered as examples")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, help="port; the first free one from 7860 if not given")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 …; the first GPU if there is one")
+    options = parser.parse_args(arguments)
+    try:
+        engine = ChatEngine.from_folder(options.model, device=options.device)
+    except CheckpointError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    app = build_app(engine, title=f"`{options.model}`", pictures=example_pictures(options.pictures))
+    # show_error: the page shows an error's own words. The theme's own fonts would be downloaded.
+    app.launch(
+        server_name=options.host,
+        server_port=options.port,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        css=CSS,
+        show_error=True,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

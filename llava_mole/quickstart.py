@@ -1,0 +1,160 @@
+"""`llava-mole quickstart`: from nothing to a scored, loadable model, in one command.
+
+    OUT/data/            pictures and questions, built once
+    OUT/model/           the model folder
+    OUT/report.json      accuracy by language and kind: trained, unseen, withheld, swapped; before
+    OUT/predictions.jsonl  one line per question asked; every figure recomputes from it
+    OUT/contact_sheet.png
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llava_mole.clone import load_builder, repository_file
+from llava_mole.evaluation.contact_sheet import contact_sheet
+from llava_mole.evaluation.report import Report, evaluate_conditions, render_table
+from llava_mole.languages import LANGUAGES
+from llava_mole.starter import ensure_starter
+from llava_mole.training.run import read_data, run_recipe
+from llava_mole.training.schema import load_recipe
+
+logger = logging.getLogger(__name__)
+
+AFTER = ("trained", "unseen", "withheld", "swapped")
+BEFORE = ("trained", "unseen")
+VARIANTS = 4
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far, GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class Phases:
+    """Seconds by phase, announced as they start."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+        self._open: tuple[str, float] | None = None
+
+    def start(self, name: str, what: str) -> None:
+        self.end()
+        self.console.print(f"[bold]{what}[/bold]")
+        self._open = (name, time.monotonic())
+
+    def end(self) -> None:
+        if self._open is not None:
+            name, started = self._open
+            self.seconds[name] = round(time.monotonic() - started, 1)
+            self._open = None
+
+
+def run_quickstart(
+    out: Path,
+    *,
+    minutes: float,
+    config: Path | None = None,
+    seed: int = 0,
+    items: int = 100,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Build data, train, score before and after, write everything.
+
+    Args:
+        out: folder; a run that was stopped goes on where it was.
+        minutes: bound on training.
+        config: recipe; configs/starter.yaml if None.
+        seed: of data and training.
+        items: scored items per language and kind.
+        overrides: dotted changes to the recipe.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: with what to do.
+    """
+    console = Console()
+    phases = Phases(console)
+    out.mkdir(parents=True, exist_ok=True)
+    data = out / "data"
+    path = config or repository_file("configs/starter.yaml")
+    # The whole recipe is checked before anything is built.
+    recipe = load_recipe(
+        path,
+        [
+            f"output_dir={out}",
+            f"minutes={minutes}",
+            f"seed={seed}",
+            f"data.sources.0.path={data / 'train.json'}",
+            f"data.sources.0.variants={data / 'names.json'}",
+            *overrides,
+        ],
+    )
+    phases.start("starter", "1/5 starter: language model and vision tower")
+    ensure_starter(progress=lambda line: console.print(f"  {line}"))
+    phases.start("data", "2/5 data: OpenMoji pictures, questions in six languages")
+    if not (data / "dataset.json").is_file():
+        load_builder("openmoji").build(data, seed=seed, variants=VARIANTS, eval_items=items)
+    training_data = read_data(recipe.data.sources)
+    trained, unseen = data / "eval_train.tsv", data / "eval_test.tsv"
+    (out / "predictions.jsonl").unlink(missing_ok=True)
+    reports: dict[str, Report] = {}
+
+    def score(name: str, model: Any, processor: Any, features: Any, conditions: Any) -> None:
+        reports[name] = evaluate_conditions(
+            model, processor, trained=trained, unseen=unseen, conditions=conditions,
+            predictions=out / f"predictions_{name}.jsonl", features=features, seed=seed,
+        )  # fmt: skip
+
+    def before(model: Any, processor: Any, features: Any) -> None:
+        phases.start("features", "  features of the frozen tower, once per picture")
+        features.fill(training_data.pictures())
+        phases.start("score_before", "3/5 score before training")
+        score("before", model, processor, features, BEFORE)
+        phases.start("train", f"4/5 train, at most {minutes:g} minutes")
+
+    phases.start("build", "  reading the model's parts")
+    result = run_recipe(recipe, data=training_data, before_training=before)
+    phases.start("score_after", "5/5 score after training")
+    score("after", result.model, result.processor, result.features, AFTER)
+    phases.start("contact_sheet", "  contact sheet")
+    contact_sheet(result.model, result.processor, unseen, trained, out / "contact_sheet.png", seed=seed)
+    phases.end()
+    report = {
+        **{name: item.to_dict() for name, item in reports.items()},
+        "chance": reports["after"].chance(),
+        "pictures_trained": len({s.images[0] for s in training_data.samples if s.images}),
+        "training_samples": len(training_data.samples),
+        "minutes": minutes,
+        "seed": seed,
+        "recipe": str(path),
+        "seconds": {**phases.seconds, **{f"stage_{k}": round(v, 1) for k, v in result.seconds.items()}},
+        "peak_memory_gib": round(peak_memory_gib(), 2),
+    }
+    beside = out / "report.json.tmp"
+    beside.write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
+    os.replace(beside, out / "report.json")
+    console.print(render_table(reports["before"], reports["after"]))
+    total = sum(phases.seconds.values())
+    console.print(f"{total / 60:.1f} minutes, peak memory {report['peak_memory_gib']} GiB; {out}/report.json")
+    picture = next(iter(training_data.samples)).images[0]
+    console.print("\nNext:")
+    console.print(f'  llava-mole chat --model {out}/model --image {picture} "Bu nedir?"', soft_wrap=True)
+    console.print(f"  python app.py --model {out}/model", soft_wrap=True)
+    console.print(f"  python eval/mmmb.py --model {out}/model --data {unseen} --out {out}/mmmb", soft_wrap=True)
+    assert set(LANGUAGES) <= set(report["after"])
+    return report

@@ -1,0 +1,1 @@
+"""Recipe -> model parts, optimizer groups, stages."""

@@ -1,0 +1,122 @@
+"""`llava-mole train --dry-run`: everything a run will do, before it costs anything.
+
+The resolved recipe, parameters by part, the mixture that the planner will really draw, and one
+sample decoded token by token with its label mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from itertools import islice
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llava_mole.building import build_model
+from llava_mole.data.collator import check_trainable
+from llava_mole.data.rows import PictureRows
+from llava_mole.modeling import LlavaMoleForConditionalGeneration
+from llava_mole.parrot import LanguageConditionedMoE
+from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor
+from llava_mole.training.parts import count_parameters, set_trainable
+from llava_mole.training.recipe import Recipe
+from llava_mole.training.run import TrainingData, read_data, stage_rows
+
+PLANNED_ROWS = 2000
+
+
+def dry_run(recipe: Recipe, console: Console) -> None:
+    """Print it all. Loads the model's parts, trains nothing, writes nothing.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what the run itself would raise.
+    """
+    console.rule("recipe")
+    resolved = dataclasses.asdict(recipe)
+    console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False)
+    data = read_data(recipe.data.sources)
+    model, processor = build_model(dataclasses.replace(recipe.model, parrot=None))
+    console.rule("parameters")
+    console.print(parameter_table(recipe, model))
+    console.rule("mixture")
+    for stage in recipe.stages:
+        if stage.kind != "language":
+            continue
+        rows = stage_rows(recipe, stage, data, processor, stage.steps * stage.pictures_per_step)
+        console.print(mixture_table(f"stage {stage.name}", rows, data))
+        if rows.left_out:
+            console.print(f"{rows.left_out} samples left out: their kind has weight 0")
+    console.rule("one sample")
+    print_sample(data, processor, model, console)
+
+
+def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) -> Table:
+    """Part by stage: total, and what each stage trains."""
+    table = Table("part", "total")
+    columns: list[dict[str, int]] = []
+    for stage in recipe.stages:
+        table.add_column(f"trained in {stage.name}")
+        if stage.parrot and model.parrot is None and recipe.model.parrot is not None:
+            width = model.config.text_config.hidden_size
+            model.parrot = LanguageConditionedMoE(width, recipe.model.parrot)
+        rates = stage.learning_rates if stage.kind == "language" else {"projector": 1.0}
+        set_trainable(model, rates)
+        columns.append({part: trained for part, _, trained in count_parameters(model)})
+    for part, total, _ in count_parameters(model):
+        table.add_row(part, f"{total:,}", *(f"{column.get(part, 0):,}" for column in columns))
+    return table
+
+
+def mixture_table(title: str, rows: PictureRows, data: TrainingData) -> Table:
+    """Share of samples by domain, language and kind: in the sources, and as the stage draws."""
+    drawn: Counter[tuple[str, str, str]] = Counter()
+    for index in islice(range(len(rows)), PLANNED_ROWS):
+        for sample in rows.plan(index)[1]:
+            drawn[(sample.domain, sample.language, str(sample.metadata.get("kind", "")))] += 1
+    held = Counter(
+        (s.domain, s.language, str(s.metadata.get("kind", ""))) for s in data.samples
+    )
+    table = Table("domain", "language", "kind", "samples", "share held", "share drawn", title=title)
+    for key in sorted(held):
+        table.add_row(
+            *key,
+            f"{held[key]:,}",
+            f"{held[key] / held.total():.1%}",
+            f"{drawn[key] / max(drawn.total(), 1):.1%}",
+        )
+    return table
+
+
+def print_sample(
+    data: TrainingData,
+    processor: LlavaMoleProcessor,
+    model: LlavaMoleForConditionalGeneration,
+    console: Console,
+) -> None:
+    """First sample in tokens; supervised ones reversed, runs of placeholders shortened."""
+    sample = data.samples[0]
+    encoded = processor.encode(sample.messages())
+    check_trainable(sample.source, encoded, model.config.text_config.max_position_embeddings)
+    console.print(f"{sample.source}, images {[path.name for path in sample.images]}")
+    console.print(token_view(encoded, processor))
+    for question in encoded.questions:
+        console.print(f"its image is conditioned on {processor.tokenizer.decode(question)!r}")
+
+
+def token_view(encoded: Encoded, processor: LlavaMoleProcessor) -> Text:
+    view = Text()
+    run = 0
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        if token == processor.image_token_id:
+            run += 1
+            continue
+        if run:
+            view.append(f"{processor.image_token}×{run}", style="cyan")
+            run = 0
+        piece = repr(processor.tokenizer.decode([token]))[1:-1]
+        view.append(piece + "·", style="reverse green" if label != IGNORE else "")
+    view.append(f"\n{encoded.supervised} of {len(encoded.input_ids)} tokens are supervised (green)")
+    return view

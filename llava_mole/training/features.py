@@ -1,0 +1,91 @@
+"""Features of a frozen tower, computed once per picture.
+
+A frozen tower gives the same features at every step, so the stages read them from memory. They are
+kept in bfloat16: half the size, and below the noise of what the projector makes of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from llava_mole.modeling import LlavaMoleForConditionalGeneration
+from llava_mole.processing import LlavaMoleImageProcessor
+from llava_mole.training.folding import folded
+from llava_mole.vision import VisionTower
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureStore:
+    """Path -> (1 + P, D_v).
+
+    Args:
+        model: its tower computes the features.
+        image_processor: of the model.
+        batch_size: pictures per tower pass.
+    """
+
+    def __init__(
+        self,
+        model: LlavaMoleForConditionalGeneration,
+        image_processor: LlavaMoleImageProcessor,
+        batch_size: int = 32,
+    ) -> None:
+        self.model = model
+        self.image_processor = image_processor
+        self.batch_size = batch_size
+        self.index: dict[Path, int] = {}
+        self.blocks: list[Tensor] = []
+
+    def fill(self, paths: Sequence[Path], progress: bool = True) -> None:
+        """Compute what is not there yet.
+
+        Raises:
+            DataError: a picture is missing or broken.
+        """
+        todo = [path for path in dict.fromkeys(paths) if path not in self.index]
+        device = self.model.device
+        if not todo:
+            return
+        tower = self.tower()
+        bar = tqdm(total=len(todo), desc="image features", unit="image", disable=not progress)
+        with torch.inference_mode(), bar:
+            for start in range(0, len(todo), self.batch_size):
+                part = todo[start : start + self.batch_size]
+                pixels = self.image_processor(part)["pixel_values"].to(device)
+                features = tower(pixels.to(self.dtype)).to("cpu", torch.bfloat16)
+                for path, feature in zip(part, features, strict=True):
+                    self.index[path] = len(self.blocks)
+                    self.blocks.append(feature)
+                bar.update(len(part))
+
+    def tower(self) -> VisionTower:
+        """The model's tower in evaluation mode, its batch norms folded."""
+        assert self.model.config.vision_part.preprocess is not None
+        size = self.model.config.vision_part.preprocess["size"]
+        side = (size, size) if isinstance(size, int) else tuple(size)
+        blank = torch.zeros(1, 3, *side, dtype=self.dtype, device=self.model.device)
+        was_training = self.model.vision_tower.training
+        self.model.vision_tower.eval()
+        with torch.inference_mode():
+            tower = folded(self.model.vision_tower, blank)
+        self.model.vision_tower.train(was_training)
+        return tower
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.vision_tower.parameters()).dtype
+
+    def __call__(self, paths: Sequence[Path]) -> Tensor:
+        """(N, 1 + P, D_v) bfloat16; computes what is missing."""
+        missing = [path for path in paths if path not in self.index]
+        if missing:
+            self.fill(missing, progress=False)
+        # Cloned: tensors made under inference_mode cannot take part in autograd.
+        return torch.stack([self.blocks[self.index[path]] for path in paths]).clone()

@@ -1,0 +1,64 @@
+"""Which parameters belong to which trainable part, so that each has its own learning rate."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from llava_mole.errors import ConfigError
+from llava_mole.modeling import LlavaMoleForConditionalGeneration
+from llava_mole.mole.inject import BANK, ROUTER
+
+PARTS = ("vision", "projector", "parrot", "experts", "routers", "lora", "language_model")
+
+
+def part_of(name: str) -> str:
+    """The part a parameter of the whole model belongs to, by its name."""
+    root = name.split(".", 1)[0]
+    if root == "vision_tower":
+        return "vision"
+    if root in ("projector", "parrot"):
+        return root
+    if f".{BANK}." in name:
+        return "experts"
+    if f".{ROUTER}." in name:
+        return "routers"
+    if ".lora_" in name:
+        return "lora"
+    return "language_model"
+
+
+def parameters_by_part(
+    model: LlavaMoleForConditionalGeneration,
+) -> dict[str, dict[str, nn.Parameter]]:
+    """Part -> {name: parameter}; every parameter is in exactly one."""
+    groups: dict[str, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
+    for name, parameter in model.named_parameters():
+        groups[part_of(name)][name] = parameter
+    return groups
+
+
+def set_trainable(model: LlavaMoleForConditionalGeneration, rates: dict[str, float]) -> None:
+    """Train exactly the named parts.
+
+    Raises:
+        ConfigError: a named part has no parameters in this model.
+    """
+    for part, parameters in parameters_by_part(model).items():
+        if part in rates and not parameters:
+            raise ConfigError(
+                f"learning_rates.{part}: this model has no {part}; add it under model:, or leave "
+                "the rate out"
+            )
+        for parameter in parameters.values():
+            parameter.requires_grad_(part in rates)
+
+
+def count_parameters(model: LlavaMoleForConditionalGeneration) -> list[tuple[str, int, int]]:
+    """(part, total, trainable) per part that the model has."""
+    rows = []
+    for part, parameters in parameters_by_part(model).items():
+        total = sum(p.numel() for p in parameters.values())
+        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
+        if total:
+            rows.append((part, total, trained))
+    return rows

@@ -1,0 +1,104 @@
+"""A recipe: one YAML file that says what is built, from what data, and how it is trained.
+
+Dataclasses with one docstring per key; `schema.py` reads YAML into them and lists every problem at
+once. See configs/starter.yaml for a recipe with a comment on each knob.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava_mole.building import ModelRecipe
+
+STAGE_KINDS = ("warm_start", "language")
+
+
+@dataclass
+class SourceRecipe:
+    """One dataset."""
+
+    path: str
+    """LLaVA JSON or JSONL."""
+    image_root: str | None = None
+    """Folder that the images' paths start from; the file's own folder if empty."""
+    domain: str | None = None
+    """For samples that do not name theirs."""
+    language: str | None = None
+    """For samples that do not name theirs."""
+    variants: str | None = None
+    """names.json that lists other drawings of each picture (`data/openmoji.py` writes one)."""
+
+
+@dataclass
+class DataRecipe:
+    """The `data:` section."""
+
+    sources: list[SourceRecipe]
+    kind_weights: dict[str, float] = field(default_factory=dict)
+    """How often each kind of question is drawn, relative to 1; 0 leaves a kind out."""
+
+
+@dataclass
+class WarmStartRecipe:
+    """The `warm_start:` section of a warm_start stage (see `warm_start.py`)."""
+
+    kind: str = "naming"
+    """Samples of this kind give the pairs: picture, answer."""
+    pictures_per_step: int = field(default=128, metadata={"min": 2})
+    learning_rate: float = field(default=1e-3, metadata={"above": 0})
+    weight_decay: float = field(default=0.05, metadata={"min": 0})
+    temperature: float = field(default=0.07, metadata={"above": 0})
+    """Start value; it is learnt."""
+    feature_noise: float = field(default=0.2, metadata={"min": 0})
+    """Standard deviation of noise on the features, relative to their own."""
+    token_dropout: float = field(default=0.67, metadata={"min": 0, "max": 0.95})
+    """Share of visual tokens left out of a picture's mean."""
+    hard_share: float = field(default=0.0, metadata={"min": 0, "max": 1})
+    """Share of a step's pictures drawn as neighbours in the source's order (same subject)."""
+    scale_weight: float = field(default=0.0, metadata={"min": 0})
+    """Weight of the penalty that keeps projected tokens at the embeddings' scale."""
+
+
+@dataclass
+class StageRecipe:
+    """One entry of `stages:`."""
+
+    name: str
+    kind: str = field(default="language", metadata={"choices": STAGE_KINDS})
+    """"warm_start": projector against names, no language-model pass. "language": next token."""
+    steps: int = field(default=100, metadata={"min": 1})
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Part -> rate; parts not named are frozen. Parts: vision, projector, parrot, experts, routers,
+    lora, language_model."""
+    pictures_per_step: int = field(default=12, metadata={"min": 1})
+    """Rows per process and micro-batch."""
+    questions_per_picture: int = field(default=6, metadata={"min": 1})
+    share_prefix: bool = True
+    """Questions about one picture share its visual tokens. Not with Parrot on."""
+    parrot: bool = False
+    """Switch the language-conditioned MoE on from this stage."""
+    kind_weights: dict[str, float] | None = None
+    """Instead of data.kind_weights, for this stage."""
+    warm_start: WarmStartRecipe = field(default_factory=WarmStartRecipe)
+    training: dict[str, Any] = field(default_factory=dict)
+    """transformers.TrainingArguments for this stage, over the recipe's own."""
+    share_of_time: float | None = field(default=None, metadata={"above": 0, "max": 1})
+    """Of `minutes`, where a run is bounded in time."""
+
+
+@dataclass
+class Recipe:
+    """A whole recipe."""
+
+    output_dir: str
+    model: ModelRecipe
+    data: DataRecipe
+    stages: list[StageRecipe]
+    seed: int = field(default=0, metadata={"min": 0})
+    minutes: float | None = field(default=None, metadata={"above": 0})
+    """Bound on training; each stage's schedule ends within its share of it."""
+    threads: int | None = field(default=None, metadata={"min": 1})
+    """CPU threads; torch's choice if empty."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """transformers.TrainingArguments for every language stage, by their own names."""

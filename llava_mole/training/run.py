@@ -1,0 +1,324 @@
+"""Run a recipe: build the model, then its stages in order, each resumable.
+
+    OUT/recipe.json                  the resolved recipe
+    OUT/log.jsonl                    every logged step of every stage
+    OUT/stages/1-warm_start/model/   what a finished stage leaves; its presence means "done"
+    OUT/stages/3-instruct/checkpoint-50/
+    OUT/model/                       the result
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import set_seed
+
+from llava_mole.building import build_model
+from llava_mole.data.collator import Collator
+from llava_mole.data.readers import read_llava_json
+from llava_mole.data.rows import PictureRows
+from llava_mole.data.sample import Sample
+from llava_mole.errors import ConfigError, DataError
+from llava_mole.modeling import LlavaMoleForConditionalGeneration
+from llava_mole.parrot import LanguageConditionedMoE
+from llava_mole.processing import Encoded, LlavaMoleProcessor
+from llava_mole.training.features import FeatureStore
+from llava_mole.training.parts import set_trainable
+from llava_mole.training.recipe import Recipe, SourceRecipe, StageRecipe
+from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint
+from llava_mole.training.warm_start import warm_start
+from llava_mole.tree import check_supported
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class TrainingData:
+    """Samples of all sources, and other drawings of their pictures."""
+
+    samples: list[Sample]
+    variants: dict[Path, list[Path]]
+
+    def pictures(self) -> list[Path]:
+        """Every picture and variant, each once."""
+        found = dict.fromkeys(path for sample in self.samples for path in sample.images)
+        for paths in self.variants.values():
+            found.update(dict.fromkeys(paths))
+        return list(found)
+
+
+@dataclasses.dataclass
+class RunResult:
+    """What a run leaves."""
+
+    model: LlavaMoleForConditionalGeneration
+    processor: LlavaMoleProcessor
+    features: FeatureStore
+    seconds: dict[str, float]
+
+
+def read_data(sources: Sequence[SourceRecipe]) -> TrainingData:
+    """Read every source of a recipe.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    samples: list[Sample] = []
+    variants: dict[Path, list[Path]] = {}
+    for source in sources:
+        path = Path(source.path)
+        if not path.is_file():
+            raise DataError(f"data.sources: {path} not found; `python data/openmoji.py --help` "
+                            "shows how the starter's data are made")  # fmt: skip
+        root = Path(source.image_root) if source.image_root else path.parent
+        samples += read_llava_json(path, root, domain=source.domain, language=source.language)
+        if source.variants:
+            variants.update(read_variants(Path(source.variants)))
+    used = {path for sample in samples for path in sample.images}
+    return TrainingData(samples, {p: v for p, v in variants.items() if p in used})
+
+
+def read_variants(path: Path) -> dict[Path, list[Path]]:
+    """Picture -> other drawings of it, from a builder's names.json."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.sources.variants: {path} cannot be read: {error}") from error
+    root = path.parent.resolve()
+    found: dict[Path, list[Path]] = {}
+    for key, entry in names.items():
+        drawings = [root / v["file"] for v in entry.get("variants", []) if v["keeps_colour"]]
+        outside = [d for d in drawings if not d.resolve().is_relative_to(root)]
+        if outside:
+            raise DataError(f"{path}: variant {outside[0]} of {key} is outside {root}")
+        if drawings:
+            found[root / "images" / f"{key}.png"] = drawings
+    return found
+
+
+class JsonLog(TrainerCallback):
+    """Appends what is logged; at resume, drops what comes after the checkpoint."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path = path
+        self.stage = stage
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self.stage, **values}, ensure_ascii=False) + "\n")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self({"step": state.global_step, **logs})
+
+    def truncate_after(self, step: int) -> None:
+        """Keep other stages' lines, and this stage's up to `step`."""
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed run
+            if values.get("stage") != self.stage or values.get("step", 0) <= step:
+                kept.append(line)
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(beside, self.path)
+
+
+def encode_sample(processor: LlavaMoleProcessor, sample: Sample) -> Encoded:
+    try:
+        return processor.encode(sample.messages())
+    except DataError as error:
+        raise DataError(f"{sample.source}: {error}") from error
+
+
+def add_parrot(model: LlavaMoleForConditionalGeneration, processor: Any, recipe: Recipe) -> None:
+    """Switch the language-conditioned MoE on, from this stage."""
+    part = recipe.model.parrot
+    assert part is not None
+    width = model.config.text_config.hidden_size
+    model.parrot = LanguageConditionedMoE(width, part).to(model.device)
+    model.config.parrot = part.to_dict()
+    processor.condition_on = part.condition_on
+
+
+def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> TrainingArguments:
+    options: dict[str, Any] = {
+        # No bf16 autocast: the base is bf16 already, and float32 master weights of what is trained
+        # are cast where they are used, which is a sixth faster than letting autocast copy.
+        "fp16": recipe.model.dtype == "float16",
+        "use_cpu": not torch.accelerator.is_available(),
+        "warmup_steps": 0.05,
+        "lr_scheduler_type": "linear",
+        "weight_decay": 0.0,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "adam_beta2": 0.98,
+        "disable_tqdm": False,
+        **recipe.training,
+        **stage.training,
+    }
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            max_steps=stage.steps,
+            per_device_train_batch_size=stage.pictures_per_step,
+            seed=recipe.seed,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            **options,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"training (stage {stage.name}): {error}") from error
+
+
+def stage_rows(
+    recipe: Recipe, stage: StageRecipe, data: TrainingData, processor: LlavaMoleProcessor, rows: int
+) -> PictureRows:
+    """The rows that a language stage draws."""
+    weights = recipe.data.kind_weights if stage.kind_weights is None else stage.kind_weights
+    return PictureRows(
+        data.samples,
+        lambda sample: encode_sample(processor, sample),
+        rows=rows,
+        questions=stage.questions_per_picture,
+        seed=recipe.seed + 1000 * (1 + recipe.stages.index(stage)),
+        kind_weights=weights,
+        variants=data.variants,
+    )
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    resume: bool = True,
+    data: TrainingData | None = None,
+    before_training: Any = None,
+) -> RunResult:
+    """Train from start to end.
+
+    Args:
+        recipe: validated.
+        resume: go on where an earlier run in the same folder stopped; else start anew.
+        data: already read.
+        before_training: called with (model, processor, features) once, before the first stage.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: with what to do.
+    """
+    out = Path(recipe.output_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        shutil.rmtree(out / "stages", ignore_errors=True)
+        (out / "log.jsonl").unlink(missing_ok=True)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    set_seed(recipe.seed)
+    resolved = json.dumps(dataclasses.asdict(recipe), indent=2, default=str, ensure_ascii=False)
+    described = out / "recipe.json"
+    if described.is_file() and described.read_text(encoding="utf-8") != resolved:
+        if (out / "stages").is_dir():
+            raise ConfigError(
+                f"{out} holds a run of another recipe ({described}); choose another output_dir, "
+                "or start anew with --no-resume"
+            )
+    described.write_text(resolved, encoding="utf-8")
+    data = data or read_data(recipe.data.sources)
+    build = dataclasses.replace(recipe.model, parrot=None)
+    model, processor = build_model(build)
+    features = FeatureStore(model, processor.image_processor)
+    if before_training is not None:
+        before_training(model, processor, features)
+    seconds: dict[str, float] = {}
+    for number, stage in enumerate(recipe.stages, start=1):
+        folder = out / "stages" / f"{number}-{stage.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if stage.parrot and model.parrot is None:
+            add_parrot(model, processor, recipe)
+        if (folder / "model" / "config.json").is_file():
+            logger.info("stage %s is done; reading %s", stage.name, folder / "model")
+            from llava_mole.checkpoint import restore
+
+            restore(model, folder / "model")
+            continue
+        started = time.monotonic()
+        run_stage(recipe, stage, folder, model, processor, data, features)
+        model.save_pretrained(folder / "model", processor=processor)
+        seconds[stage.name] = time.monotonic() - started
+    model.eval()
+    model.save_pretrained(out / "model", processor=processor)
+    return RunResult(model, processor, features, seconds)
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: StageRecipe,
+    folder: Path,
+    model: LlavaMoleForConditionalGeneration,
+    processor: LlavaMoleProcessor,
+    data: TrainingData,
+    features: FeatureStore,
+) -> None:
+    """One stage, in place; resumes from its last complete checkpoint."""
+    log = JsonLog(Path(recipe.output_dir) / "log.jsonl", stage.name)
+    budget = None
+    if recipe.minutes is not None:
+        budget = recipe.minutes * 60 * (stage.share_of_time or 0)
+    frozen_tower = "vision" not in stage.learning_rates
+    if frozen_tower:
+        features.fill(data.pictures())
+    if stage.kind == "warm_start":
+        log.truncate_after(-1)
+        set_trainable(model, {"projector": stage.warm_start.learning_rate})
+        done = warm_start(
+            model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
+            seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
+        )  # fmt: skip
+        logger.info("warm start: %s", done)
+        return
+    if stage.share_prefix:
+        check_supported(model.language_model.config)
+    set_trainable(model, stage.learning_rates)
+    arguments = training_arguments(recipe, stage, folder)
+    per_step = stage.pictures_per_step * arguments.gradient_accumulation_steps
+    rows = stage_rows(
+        recipe, stage, data, processor, stage.steps * per_step * arguments.world_size
+    )
+    collator = Collator(
+        processor,
+        share_prefix=stage.share_prefix,
+        parrot=model.parrot is not None,
+        max_length=model.config.text_config.max_position_embeddings,
+        features=features if frozen_tower else None,
+        load_pixels=lambda paths: processor.image_processor(list(paths))["pixel_values"],
+    )
+    trainer = StageTrainer(
+        rates=stage.learning_rates,
+        time_budget=budget,
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=collator,
+        processing_class=processor,
+    )
+    trainer.add_callback(log)
+    trainer.add_callback(TimeBudget(trainer))
+    checkpoint = latest_checkpoint(folder)
+    log.truncate_after(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1)
+    model.config.use_cache = False
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,0 +1,241 @@
+"""YAML to recipe: every problem found at once, before any weight is loaded.
+
+Each problem names the key as a dotted path, the value, what is allowed, and the nearest match.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from transformers import TrainingArguments
+
+from llava_mole.errors import ConfigError
+from llava_mole.training.parts import PARTS
+from llava_mole.training.recipe import Recipe
+
+# Set by the stage itself; a recipe that also names them would be silently overruled.
+OWN_ARGUMENTS = {
+    "output_dir": "output_dir of the recipe",
+    "max_steps": "stages.N.steps",
+    "num_train_epochs": "stages.N.steps",
+    "per_device_train_batch_size": "stages.N.pictures_per_step",
+    "learning_rate": "stages.N.learning_rates",
+    "seed": "seed of the recipe",
+    "train_sampling_strategy": "nothing: the planner fixes the order",
+    "remove_unused_columns": "nothing",
+}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `a.b.c=value` overrides, validate all of it.
+
+    Args:
+        path: YAML.
+        overrides: dotted keys; list entries by number or by their `name`
+            (`stages.instruct.steps=50`). Values are YAML.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"recipe {path} not found; configs/ holds the ones that ship")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping; a recipe starts with output_dir, model, data")
+    problems: list[str] = []
+    for override in overrides:
+        apply_override(values, override, problems)
+    recipe = build(Recipe, values, "", problems)
+    if recipe is not None:
+        problems += cross_checks(recipe)
+    if problems:
+        raise ConfigError(f"{path}: {len(problems)} problems\n" + "\n".join(f"  {p}" for p in problems))
+    assert recipe is not None
+    return recipe
+
+
+def apply_override(values: dict[str, Any], override: str, problems: list[str]) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        problems.append(f"{override!r}: an override looks like stages.instruct.steps=50")
+        return
+    *parents, last = key.strip().removeprefix("--").split(".")
+    node: Any = values
+    for name in parents:
+        if isinstance(node, list):
+            node = entry_of(node, name)
+        elif isinstance(node, dict):
+            node = node.setdefault(name, {})
+        if not isinstance(node, dict | list):
+            problems.append(f"{key}: nothing named {name!r} to set {last!r} in")
+            return
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(node, list):
+        problems.append(f"{key}: {last!r} is a list entry; name a key inside it")
+    else:
+        node[last] = value
+
+
+def entry_of(entries: list[Any], name: str) -> Any:
+    for index, entry in enumerate(entries):
+        if name == str(index) or (isinstance(entry, dict) and entry.get("name") == name):
+            return entry
+    return None
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(key, known, 1)
+    return f"; did you mean {match[0]!r}?" if match else f" (known: {', '.join(known)})"
+
+
+def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
+    """A dataclass from a mapping; problems are collected, and None returned where there are any."""
+    if not isinstance(values, dict):
+        problems.append(f"{path or 'recipe'}={values!r}: expected a mapping of keys")
+        return None
+    before = len(problems)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            problems.append(f"{join(path, key)}: unknown key{nearest(str(key), list(fields))}")
+    found = {}
+    for name, field in fields.items():
+        if name not in values:
+            if field.default is MISSING and field.default_factory is MISSING:
+                problems.append(f"{join(path, name)}: missing")
+            continue
+        found[name] = convert(values[name], hints[name], join(path, name), problems)
+        check_limits(found[name], field.metadata, join(path, name), problems)
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**found)
+    except (ConfigError, TypeError) as error:
+        problems.append(f"{path}: {error}")
+        return None
+
+
+def join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def convert(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
+    """`value` as `hint`, or a problem."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        options = [arg for arg in args if arg is not type(None)]
+        if len(options) == 1:
+            return convert(value, options[0], path, problems)
+        return list(value) if isinstance(value, list) else value
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path, problems)  # type: ignore[arg-type]
+    if origin is list:
+        if not isinstance(value, list):
+            problems.append(f"{path}={value!r}: expected a list")
+            return []
+        return [convert(v, args[0], f"{path}.{i}", problems) for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            problems.append(f"{path}={value!r}: expected a mapping")
+            return {}
+        return {k: convert(v, args[1], f"{path}.{k}", problems) for k, v in value.items()}
+    if hint is float:
+        # YAML 1.1 reads 1e-3 as text, because it has no dot.
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+        except (TypeError, ValueError):
+            problems.append(f"{path}={value!r}: expected a number")
+            return None
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        names = {int: "a whole number", bool: "true or false", str: "text"}
+        problems.append(f"{path}={value!r}: expected {names.get(hint, hint)}")
+        return None
+    return value
+
+
+def check_limits(value: Any, limits: Any, path: str, problems: list[str]) -> None:
+    if value is None:
+        return
+    if "choices" in limits and value not in limits["choices"]:
+        problems.append(f"{path}={value!r}: {nearest(str(value), limits['choices']).lstrip('; ')}")
+    if "min" in limits and value < limits["min"]:
+        problems.append(f"{path}={value!r}: must be at least {limits['min']}")
+    if "above" in limits and not value > limits["above"]:
+        problems.append(f"{path}={value!r}: must be above {limits['above']}")
+    if "max" in limits and value > limits["max"]:
+        problems.append(f"{path}={value!r}: must be at most {limits['max']}")
+
+
+def cross_checks(recipe: Recipe) -> list[str]:
+    """What no single key can tell."""
+    problems = []
+    if not recipe.stages:
+        problems.append("stages: empty; name at least one")
+    if not recipe.data.sources:
+        problems.append("data.sources: empty; name at least one")
+    names = [stage.name for stage in recipe.stages]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"stages: two are named {name!r}")
+    problems += check_arguments(recipe.training, "training")
+    if recipe.model.dtype not in ("bfloat16", "float16", "float32"):
+        problems.append(
+            f"model.dtype={recipe.model.dtype!r}: allowed are bfloat16, float16, float32"
+        )
+    parrot_on = False
+    for index, stage in enumerate(recipe.stages):
+        path = f"stages.{index} ({stage.name})"
+        parrot_on = parrot_on or stage.parrot
+        problems += check_arguments(stage.training, f"{path}.training")
+        if parrot_on and recipe.model.parrot is None:
+            problems.append(f"{path}.parrot=true: model.parrot is empty; describe the module there")
+        if parrot_on and stage.kind == "language" and stage.share_prefix:
+            problems.append(
+                f"{path}.share_prefix=true: with Parrot on (from this stage or an earlier one) "
+                "visual tokens depend on the question; set share_prefix: false"
+            )
+        if stage.kind == "language" and not stage.learning_rates:
+            problems.append(f"{path}.learning_rates: empty; nothing would be trained")
+        for part, rate in stage.learning_rates.items():
+            if part not in PARTS:
+                problems.append(f"{path}.learning_rates.{part}: unknown part{nearest(part, PARTS)}")
+            elif not rate > 0:
+                problems.append(f"{path}.learning_rates.{part}={rate!r}: must be above 0")
+    shares = [stage.share_of_time for stage in recipe.stages]
+    if recipe.minutes is not None and any(share is None for share in shares):
+        problems.append("minutes is set: every stage needs its share_of_time")
+    if all(share is not None for share in shares) and sum(s or 0 for s in shares) > 1.001:
+        problems.append(f"stages: share_of_time adds up to {sum(s or 0 for s in shares):g}, above 1")
+    return problems
+
+
+def check_arguments(values: dict[str, Any], path: str) -> list[str]:
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    problems = []
+    for key in values:
+        if key in OWN_ARGUMENTS:
+            problems.append(f"{path}.{key}: set by {OWN_ARGUMENTS[key]}")
+        elif key not in known:
+            problems.append(f"{path}.{key}: no argument of TrainingArguments{nearest(key, known)}")
+    return [p if len(p) < 400 else p.split(" (known")[0] for p in problems]

@@ -1,0 +1,92 @@
+"""A folder is whole or not there, whoever builds it and however they end."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from llava_mole.errors import CheckpointError
+from llava_mole.folders import build_folder, file_hashes, find_damage
+
+# A forked child runs nothing but the builder, so torch's threads in the parent do it no harm.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+def fill_slowly(folder: Path) -> dict[str, str]:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "first").write_text("half")
+    time.sleep(1.0)
+    (folder / "second").write_text(str(os.getpid()))
+    return {"by": str(os.getpid())}
+
+
+def start(final: Path) -> multiprocessing.process.BaseProcess:
+    """Build in a process of its own. Forked, so that it need not import this file by name."""
+    process = multiprocessing.get_context("fork").Process(
+        target=build_folder, args=(final, fill_slowly), kwargs={"needed_bytes": 1}
+    )
+    process.start()
+    return process
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_processes_end_with_one_folder(tmp_path: Path) -> None:
+    processes = [start(tmp_path / "x") for _ in range(2)]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "x" / "second").read_text() in {str(process.pid) for process in processes}
+    assert find_damage(tmp_path / "x", rehash=True) is None
+    assert names(tmp_path) == [".x.lock", "x"]
+
+
+def test_what_a_killed_run_left_is_no_folder_and_is_cleaned_up(tmp_path: Path) -> None:
+    process = start(tmp_path / "x")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".x.building-*/sub/first")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join(60)
+    assert not (tmp_path / "x").exists()
+    assert any(name.startswith(".x.building-") for name in names(tmp_path))
+    build_folder(tmp_path / "x", fill_slowly, needed_bytes=1)
+    assert find_damage(tmp_path / "x", rehash=True) is None
+    assert names(tmp_path) == [".x.lock", "x"]
+
+
+def test_a_builder_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    build_folder(tmp_path / "x", fill_slowly, needed_bytes=1)
+    (tmp_path / "x" / "second").unlink()
+
+    def fail(folder: Path) -> dict[str, str]:
+        (folder / "second").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_folder(tmp_path / "x", fail, needed_bytes=1)
+    assert names(tmp_path) == [".x.lock", "x"]
+    assert names(tmp_path / "x") == ["manifest.json", "sub"]
+
+
+def test_a_damaged_folder_is_replaced(tmp_path: Path) -> None:
+    build_folder(tmp_path / "x", fill_slowly, needed_bytes=1)
+    before = file_hashes(tmp_path / "x")
+    (tmp_path / "x" / "sub" / "first").write_text("fulL")
+    assert "SHA-256" in (find_damage(tmp_path / "x", rehash=True) or "")
+    build_folder(tmp_path / "x", fill_slowly, needed_bytes=1, rehash=True)
+    assert find_damage(tmp_path / "x", rehash=True) is None
+    assert file_hashes(tmp_path / "x") == before
+    assert names(tmp_path) == [".x.lock", "x"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot write under .*LLAVA_MOLE_CACHE"):
+        build_folder(tmp_path / "file" / "x", fill_slowly, needed_bytes=1)

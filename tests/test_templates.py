@@ -1,0 +1,96 @@
+"""Chat templates: the text a model reads, and the exact span it learns to say."""
+
+from typing import Any
+
+import pytest
+
+from llava_mole.errors import ConfigError
+from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
+from llava_mole.templates import TEMPLATES, chat_template
+from tests.helpers import assistant, byte_tokenizer, picture, user
+
+SYSTEM = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+CHAT = [user("What?", picture()), assistant("a cat"), user("Sure?"), assistant("yes")]
+
+TEXT = {
+    "qa": "<bos><image>What?\na cat<end_of_turn>\nSure?\nyes<end_of_turn>\n",
+    "gemma": (
+        "<bos><start_of_turn>user\n<image>What?<end_of_turn>\n"
+        "<start_of_turn>model\na cat<end_of_turn>\n"
+        "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\nyes<end_of_turn>\n"
+    ),
+    "chatml": (
+        "<|im_start|>user\n<image>What?<|im_end|>\n<|im_start|>assistant\na cat<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+    ),
+    "vicuna_v1": (
+        "<bos>A chat between a curious user and an artificial intelligence assistant. The "
+        "assistant gives helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>What? ASSISTANT: a cat<eos>USER: Sure? ASSISTANT: yes<eos>"
+    ),
+}
+END = {"qa": "<end_of_turn>", "gemma": "<end_of_turn>", "chatml": "<|im_end|>", "vicuna_v1": "<eos>"}
+
+
+def processor(name: str) -> LlavaMoleProcessor:
+    return LlavaMoleProcessor(
+        LlavaMoleImageProcessor({"size": 16}),
+        byte_tokenizer(),
+        tokens_per_image=4,
+        chat_template=chat_template(name, image_token="<image>", end_of_turn="<end_of_turn>"),
+    )
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_template_writes_its_published_format(name: str) -> None:
+    assert processor(name).apply_chat_template(CHAT) == TEXT[name]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_label_mask_is_the_assistants_words_and_its_end_token(name: str) -> None:
+    made = processor(name)
+    encoded = made.encode(CHAT)
+    said = [token for token in encoded.labels if token != -100]
+    assert made.decode(said) == f"a cat{END[name]}yes{END[name]}"
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        assert label in (-100, token)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prompt_is_the_start_of_its_training_row(name: str) -> None:
+    made = processor(name)
+    prompt = made.encode(CHAT[:3], add_generation_prompt=True).input_ids
+    whole = made.encode(CHAT).input_ids
+    # Vicuna's published prompt ends without the space that the answer starts with.
+    assert whole[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_character_of_every_language_keeps_its_place(name: str) -> None:
+    made = processor(name)
+    for answer in ("红苹果", "maçã", "تفاحة", "kırmızı", "яблоко", "👩🏽‍🚀"):
+        encoded = made.encode([user("什么？", picture()), assistant(answer)])
+        said = [token for token in encoded.labels if token != -100]
+        assert made.decode(said) == answer + END[name]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_system_turn_is_read_and_not_learnt(name: str) -> None:
+    made = processor(name)
+    assert "Be brief." in made.apply_chat_template([SYSTEM, *CHAT])
+    encoded = made.encode([SYSTEM, *CHAT])
+    assert encoded.supervised == made.encode(CHAT).supervised
+
+
+def test_plain_strings_are_content_too() -> None:
+    made = processor("qa")
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ho"},
+    ]
+    assert made.apply_chat_template(chat) == "<bos>Hi\nHo<end_of_turn>\n"
+
+
+def test_an_unknown_template_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'chatml'"):
+        chat_template("chatlm", image_token="<image>", end_of_turn="<eos>")
