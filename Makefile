@@ -4,6 +4,8 @@
 #   make demo         chat with that model about a picture, in the browser
 #   make test         the test suite
 #   make check        ruff, mypy and the test suite: what CI runs
+#   make format       let ruff tidy the code
+#   make clean        remove the environment and caches
 #
 # Variables: PYTHON, VENV, TORCH, MINUTES, OUT, MODEL.
 
@@ -12,7 +14,7 @@ VENV ?= .venv
 # torch and torchvision must come from the same release, or torchvision's operators do not load.
 # This pair is the one tested; another: make TORCH="torch==2.13.0 torchvision==0.28.0" check
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-MINUTES ?= 10
+MINUTES ?= 8
 OUT ?= runs/quickstart
 MODEL ?= $(OUT)/model
 
@@ -21,7 +23,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test check lint clean
+.PHONY: help quickstart demo test check lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,8 +39,11 @@ test: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
 
 check: lint test
 

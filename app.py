@@ -6,6 +6,7 @@
 
 import argparse
 import html
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 
 import gradio as gr
 
-from llava_mole.errors import CheckpointError, ConfigError, DataError
+from llava_mole.errors import CheckpointError
 from llava_mole.serving.chat import PLACEHOLDER, ChatEngine
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MODEL = Path("runs/quickstart/model")
+ERROR_TITLE = "⚠ Error"
 QUESTIONS = {
     "English": "What is in the picture?",
     "中文": "图片里是什么？",
@@ -35,12 +39,30 @@ CSS = """
 
 
 def as_messages(message: str, history: list[dict[str, Any]], picture: Any) -> list[dict[str, Any]]:
-    """The conversation so far, with the picture in its first turn, as the processor wants it."""
-    turns = [{"role": turn["role"], "content": text_of(turn["content"])} for turn in history]
+    """The conversation so far, with the picture in its first turn, as the processor wants it.
+
+    A question that ended in an error is left out together with the error.
+    """
+    turns: list[dict[str, Any]] = []
+    for turn in history:
+        if is_error(turn):
+            turns.pop()
+        else:
+            turns.append({"role": turn["role"], "content": text_of(turn["content"])})
     turns.append({"role": "user", "content": message})
     if picture is not None:
         turns[0]["content"] = f"{PLACEHOLDER}\n{turns[0]['content']}"
     return turns
+
+
+def as_error(error: Exception) -> dict[str, Any]:
+    """An error as a turn of the conversation, in its own words (`<image>` must not become HTML)."""
+    content = html.escape(str(error))
+    return {"role": "assistant", "content": content, "metadata": {"title": ERROR_TITLE}}
+
+
+def is_error(turn: dict[str, Any]) -> bool:
+    return (turn.get("metadata") or {}).get("title") == ERROR_TITLE
 
 
 def text_of(content: str | list[dict[str, Any]]) -> str:
@@ -53,16 +75,19 @@ def text_of(content: str | list[dict[str, Any]]) -> str:
 def build_app(engine: ChatEngine, *, title: str, pictures: list[Path]) -> gr.Blocks:
     """The page. `pictures` are offered as examples under the picture box."""
 
-    def respond(message: str, history: list[dict[str, Any]], picture: str | None) -> Iterator[str]:
+    def respond(
+        message: str, history: list[dict[str, Any]], picture: str | None
+    ) -> Iterator[str | dict[str, Any]]:
         answer = ""
         images = [] if picture is None else [Path(picture)]
         try:
             for piece in engine.stream(as_messages(message, history, picture), images):
                 answer += piece
                 yield answer
-        except (CheckpointError, ConfigError, DataError) as error:
-            # The page reads messages as HTML, where `<image>` would vanish.
-            raise gr.Error(html.escape(str(error)), print_exception=False) from error
+        except (ValueError, RuntimeError) as error:
+            # Ours, torch's and transformers'. Raised further, the page would stay locked.
+            logger.exception("no answer")
+            yield as_error(error)
 
     with gr.Blocks(title="LLaVA-MoLE", fill_height=True, analytics_enabled=False) as app:
         gr.Markdown(f"## LLaVA-MoLE\n{title}")

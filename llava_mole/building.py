@@ -146,9 +146,7 @@ def template_source(
     return own
 
 
-def find_token(
-    tokenizer: PreTrainedTokenizerBase, candidates: tuple[str, ...], key: str
-) -> str:
+def find_token(tokenizer: PreTrainedTokenizerBase, candidates: tuple[str, ...], key: str) -> str:
     vocabulary = tokenizer.get_vocab()
     for token in candidates:
         if token in vocabulary:

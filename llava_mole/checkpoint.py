@@ -32,13 +32,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-
 from llava_mole.configuration import LlavaMoleConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import replacing_folder, sha256_file, sync
+from llava_mole.modelcard import write_card
 from llava_mole.mole.inject import BANK, ROUTER, mole_context
 from llava_mole.mole.io import check_tensors, load_experts, put_experts, save_experts
-from llava_mole.modelcard import write_card
 from llava_mole.vision import build_structure, load_referenced
 
 OWN_WEIGHTS = "model.safetensors"
@@ -72,12 +71,12 @@ def locate(name: str, revision: str | None = None, folder: Path | None = None) -
     if Path(name).is_absolute() or name.startswith(".") or name == LANGUAGE_MODEL:
         raise CheckpointError(f"language model {name!r}: no config.json in that folder")
     try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pth"]))
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin"]))
     except Exception as error:
         raise CheckpointError(
             f"language model {name!r} is no local folder and could not be fetched from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or download it "
-            "where the hub is reachable; 'starter' needs no hub."
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or download "
+            "it where the hub is reachable; 'starter' needs no hub."
         ) from error
 
 
@@ -197,9 +196,7 @@ def save_model(
     if full_tower:
         config.vision = {**vision.to_dict(), "source": None}
     with replacing_folder(final) as building:
-        save_file(
-            own_tensors(model, full_tower), building / OWN_WEIGHTS, metadata={"format": "pt"}
-        )
+        save_file(own_tensors(model, full_tower), building / OWN_WEIGHTS, metadata={"format": "pt"})
         if full_language:
             model.language_model.save_pretrained(
                 building / LANGUAGE_MODEL, state_dict=base_tensors(model.language_model)
@@ -212,7 +209,9 @@ def save_model(
         if config.lora is not None:
             target = building / LORA
             target.mkdir(parents=True)
-            lora_config(model.language_model, config.lora, base_name or "").save_pretrained(target)
+            lora_config(model.language_model, config.lora, base_name or "").save_pretrained(
+                str(target)
+            )
             state = get_peft_model_state_dict(model.language_model, adapter_name="default")
             save_file(
                 {f"base_model.model.{k}": v.detach().contiguous().cpu() for k, v in state.items()},
@@ -332,7 +331,7 @@ def load_model(
         if name.split(".", 1)[0] in ("projector", "parrot")
         or (vision.source is None and name.startswith("vision_tower."))
     }
-    check_tensors(tensors, expected, folder / OWN_WEIGHTS)  # type: ignore[arg-type]
+    check_tensors(tensors, expected, folder / OWN_WEIGHTS)
     load_into(model, tensors)
     if asked is not None:
         model.vision_tower.to(asked)
@@ -384,7 +383,6 @@ def one_device(device_map: Any) -> torch.device:
             raise ConfigError("device_map: this model loads onto one device; give 'cuda' or 'cpu'")
         device_map = device_map[""]
     return torch.device(device_map)
-
 
 
 def restore(model: Any, folder: Path) -> None:

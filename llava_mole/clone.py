@@ -1,8 +1,9 @@
-"""Files that ship with the repository and not with an installed wheel: recipes and data builders."""
+"""Files of the repository that an installed wheel does not have: recipes and data builders."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -28,13 +29,12 @@ def repository_file(name: str) -> Path:
 
 def load_builder(name: str) -> ModuleType:
     """A data builder of the clone as a module, e.g. "openmoji"."""
-    import sys
-
     path = repository_file(f"data/{name}.py")
     sys.path.insert(0, str(path.parent))  # a builder may import its neighbours
     try:
         spec = importlib.util.spec_from_file_location(f"llava_mole_data_{name}", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)

@@ -46,7 +46,7 @@ class Part:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"{cls.__name__}: unknown key {key!r}{hint} (known: {known})")
-        return cls(**values)
+        return cls(**values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,11 @@ class LlavaMoleConfig(PreTrainedConfig):
     """
 
     model_type = "llava_mole"
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {  # type: ignore[misc]
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
     text_source: dict | None = None
     vision: dict | None = None
     projector: dict | None = None

@@ -1,4 +1,4 @@
-"""The three errors a user meets. Each message says what was found, what was expected, what to do."""
+"""The three errors a user meets. Each says what was found, what was expected, what to do."""
 
 
 class ConfigError(ValueError):

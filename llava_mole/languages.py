@@ -1,4 +1,4 @@
-"""The six languages of MMMB and of the starter, by ISO 639-1 code, in the order every table uses."""
+"""The six languages of MMMB and of the starter, by ISO 639-1 code, in the order of every table."""
 
 LANGUAGES = ("en", "zh", "pt", "ar", "tr", "ru")
 

@@ -95,7 +95,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.mole: RouteContext | None = None
         # transformers would initialise every part again; each has done so itself.
         for module in self.modules():
-            module._is_hf_initialized = True  # type: ignore[assignment]
+            module._is_hf_initialized = True
         self.post_init()
 
     def add_adapters(self) -> None:
@@ -133,7 +133,8 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             (N, P, D), P including the class token if the tower keeps it.
         """
-        projected = self.projector(image_features.to(self.projector.layers[0].weight.dtype))
+        dtype = next(self.projector.parameters()).dtype
+        projected = self.projector(image_features.to(dtype))
         summary, patches = projected[:, 0], projected[:, 1:]
         tokens = projected if self.vision_tower.keep_class_token else patches
         if self.parrot is None:
@@ -161,7 +162,10 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             DataError: the number of placeholders is not N * P. Nothing is ever cut to fit.
         """
         places = input_ids == self.config.image_token_id
-        wanted, given = int(places.sum()), 0 if visual is None else visual.shape[0] * visual.shape[1]
+        wanted, given = (
+            int(places.sum()),
+            0 if visual is None else visual.shape[0] * visual.shape[1],
+        )
         if wanted != given:
             per_image = self.config.vision_part.tokens_per_image
             raise DataError(
@@ -239,6 +243,8 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             DataError: placeholders and visual tokens differ in number; no token is supervised.
         """
         if inputs_embeds is None:
+            if input_ids is None:
+                raise DataError("pass input_ids or inputs_embeds")
             inputs_embeds = self.get_input_embeddings()(input_ids)
             if pixel_values is not None and image_features is None:
                 image_features = self.encode_images(pixel_values)

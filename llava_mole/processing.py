@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import open_clip
 import torch
@@ -35,7 +35,7 @@ class LlavaMoleImageProcessor(ImageProcessingMixin):
         preprocess: open_clip's PreprocessCfg as a dict.
     """
 
-    model_input_names = ["pixel_values"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
 
     def __init__(self, preprocess: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -301,7 +301,7 @@ class LlavaMoleProcessor(ProcessorMixin):
             encoded.append(Encoded(ids, [IGNORE] * len(ids), [question] * count))
         return self.batch(encoded, flat, padding_side=padding_side or "left")
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Sequence[Message] | Sequence[Sequence[Message]],
         *,

@@ -25,6 +25,7 @@ class Projector(nn.Module):
     def __init__(self, in_features: int, out_features: int, config: ProjectorConfig) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.dropout)
+        self.input_scale: Tensor
         self.register_buffer("input_scale", torch.ones(()))
         if config.type == "linear":
             self.layers = nn.Sequential(nn.Linear(in_features, out_features))
@@ -52,5 +53,5 @@ class Projector(nn.Module):
         assert isinstance(last, nn.Linear)
         self.input_scale.fill_(1 / features.float().pow(2).mean().sqrt().clamp(min=1e-12))
         x = features.to(last.weight.dtype)
-        last.weight *= std / self(x).float().std().clamp(min=1e-12)
-        last.bias += mean.to(last.bias) - self(x).float().mean((0, 1))
+        last.weight.mul_(std / self(x).float().std().clamp(min=1e-12))
+        last.bias.add_(mean.to(last.bias) - self(x).float().mean((0, 1)))

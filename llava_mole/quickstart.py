@@ -1,10 +1,10 @@
 """`llava-mole quickstart`: from nothing to a scored, loadable model, in one command.
 
-    OUT/data/            pictures and questions, built once
-    OUT/model/           the model folder
-    OUT/report.json      accuracy by language and kind: trained, unseen, withheld, swapped; before
-    OUT/predictions.jsonl  one line per question asked; every figure recomputes from it
-    OUT/contact_sheet.png
+OUT/data/            pictures and questions, built once
+OUT/model/           the model folder
+OUT/report.json      accuracy by language and kind: trained, unseen, withheld, swapped; before
+OUT/predictions.jsonl  one line per question asked; every figure recomputes from it
+OUT/contact_sheet.png
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from rich.console import Console
 from llava_mole.clone import load_builder, repository_file
 from llava_mole.evaluation.contact_sheet import contact_sheet
 from llava_mole.evaluation.report import Report, evaluate_conditions, render_table
-from llava_mole.languages import LANGUAGES
 from llava_mole.starter import ensure_starter
 from llava_mole.training.run import read_data, run_recipe
 from llava_mole.training.schema import load_recipe
@@ -33,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 AFTER = ("trained", "unseen", "withheld", "swapped")
 BEFORE = ("trained", "unseen")
+BEFORE_ITEMS = 25
+"""Per language and kind: an untrained projector is at chance, which needs no fine interval."""
 VARIANTS = 4
 
 
@@ -111,12 +112,13 @@ def run_quickstart(
         load_builder("openmoji").build(data, seed=seed, variants=VARIANTS, eval_items=items)
     training_data = read_data(recipe.data.sources)
     trained, unseen = data / "eval_train.tsv", data / "eval_test.tsv"
-    (out / "predictions.jsonl").unlink(missing_ok=True)
     reports: dict[str, Report] = {}
 
-    def score(name: str, model: Any, processor: Any, features: Any, conditions: Any) -> None:
+    def score(
+        name: str, model: Any, processor: Any, features: Any, conditions: Any, per_cell: int
+    ) -> None:
         reports[name] = evaluate_conditions(
-            model, processor, trained=trained, unseen=unseen, conditions=conditions,
+            model, processor, trained, unseen, conditions=conditions, items_per_cell=per_cell,
             predictions=out / f"predictions_{name}.jsonl", features=features, seed=seed,
         )  # fmt: skip
 
@@ -124,37 +126,48 @@ def run_quickstart(
         phases.start("features", "  features of the frozen tower, once per picture")
         features.fill(training_data.pictures())
         phases.start("score_before", "3/5 score before training")
-        score("before", model, processor, features, BEFORE)
+        score("before", model, processor, features, BEFORE, min(items, BEFORE_ITEMS))
         phases.start("train", f"4/5 train, at most {minutes:g} minutes")
 
     phases.start("build", "  reading the model's parts")
     result = run_recipe(recipe, data=training_data, before_training=before)
     phases.start("score_after", "5/5 score after training")
-    score("after", result.model, result.processor, result.features, AFTER)
+    score("after", result.model, result.processor, result.features, AFTER, items)
     phases.start("contact_sheet", "  contact sheet")
-    contact_sheet(result.model, result.processor, unseen, trained, out / "contact_sheet.png", seed=seed)
+    contact_sheet(
+        result.model, result.processor, unseen, trained, out / "contact_sheet.png", seed=seed
+    )
     phases.end()
     report = {
         **{name: item.to_dict() for name, item in reports.items()},
-        "chance": reports["after"].chance(),
         "pictures_trained": len({s.images[0] for s in training_data.samples if s.images}),
         "training_samples": len(training_data.samples),
         "minutes": minutes,
         "seed": seed,
         "recipe": str(path),
-        "seconds": {**phases.seconds, **{f"stage_{k}": round(v, 1) for k, v in result.seconds.items()}},
+        "seconds": {
+            **phases.seconds,
+            **{f"stage_{k}": round(v, 1) for k, v in result.seconds.items()},
+        },
         "peak_memory_gib": round(peak_memory_gib(), 2),
     }
     beside = out / "report.json.tmp"
     beside.write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
     os.replace(beside, out / "report.json")
-    console.print(render_table(reports["before"], reports["after"]))
+    console.print(render_table(reports["before"].tables, "before training"))
+    console.print(render_table(reports["after"].tables, "after training"))
     total = sum(phases.seconds.values())
-    console.print(f"{total / 60:.1f} minutes, peak memory {report['peak_memory_gib']} GiB; {out}/report.json")
+    console.print(
+        f"{total / 60:.1f} minutes, peak memory {report['peak_memory_gib']} GiB; {out}/report.json"
+    )
     picture = next(iter(training_data.samples)).images[0]
     console.print("\nNext:")
-    console.print(f'  llava-mole chat --model {out}/model --image {picture} "Bu nedir?"', soft_wrap=True)
+    console.print(
+        f'  llava-mole chat --model {out}/model --image {picture} "Bu nedir?"', soft_wrap=True
+    )
     console.print(f"  python app.py --model {out}/model", soft_wrap=True)
-    console.print(f"  python eval/mmmb.py --model {out}/model --data {unseen} --out {out}/mmmb", soft_wrap=True)
-    assert set(LANGUAGES) <= set(report["after"])
+    console.print(
+        f"  python eval/mmmb.py --model {out}/model --data {unseen} --out {out}/mmmb",
+        soft_wrap=True,
+    )
     return report

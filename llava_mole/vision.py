@@ -74,9 +74,11 @@ class VisionTower(nn.Module):
 
 
 def feature_kind(visual: nn.Module, pixel_values: Tensor) -> str:
-    """"tokens" or "map": asked of the tower itself, because timm's trunks refuse what they lack."""
+    """What `VisionConfig.features` is: asked of the tower, as timm trunks refuse what they lack."""
     try:
-        visual.forward_intermediates(pixel_values, indices=[-1], output_fmt="NLC")  # type: ignore[operator]
+        visual.forward_intermediates(  # type: ignore[operator]
+            pixel_values, indices=[-1], output_fmt="NLC"
+        )
     except AssertionError:
         return "map"
     return "tokens"

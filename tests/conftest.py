@@ -78,8 +78,12 @@ class TinyParts:
         return ModelRecipe(
             language_model=str(language_model or self.language_model(family)),
             vision_model=f"local-dir:{self.tower(tower)}",
-            parrot=ParrotConfig(num_experts=3, hidden_size=16) if parrot is True else parrot or None,
-            experts=MoleConfig(num_experts=3, r=2, lora_alpha=4.0) if mole is True else mole or None,
+            parrot=ParrotConfig(num_experts=3, hidden_size=16)
+            if parrot is True
+            else parrot or None,
+            experts=MoleConfig(num_experts=3, r=2, lora_alpha=4.0)
+            if mole is True
+            else mole or None,
             lora={"r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]}
             if lora is True
             else lora or None,

@@ -190,7 +190,7 @@ def awaken(model: nn.Module, seed: int = 1, scale: float = 0.3) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        starts_at_zero = "lora_B" in name or ".down.weight" in name and "parrot" in name
+        starts_at_zero = "lora_B" in name or (".down.weight" in name and "parrot" in name)
         if starts_at_zero or "mole_router" in name or "parrot.router" in name:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(scale * noise)

@@ -7,7 +7,6 @@ from pathlib import Path
 import gradio as gr
 import pytest
 from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app as demo
@@ -69,14 +68,20 @@ def test_text_alone_is_answered(client: Client) -> None:
     assert isinstance(client.predict("Hello", None, api_name="/chat"), str)
 
 
-def test_an_error_is_shown_in_its_own_words(client: Client, picture: Path, tmp_path: Path) -> None:
+def test_an_error_is_shown_in_its_own_words_and_then_forgotten(
+    client: Client, engine: ChatEngine, picture: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.png"
     whole = picture.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(AppError, match=r"broken\.png"):
-        client.predict("What is it?", handle_file(broken), api_name="/chat")
-    with pytest.raises(AppError, match="1 &lt;image&gt; placeholders in the text but 0 images"):
-        client.predict("<image>", None, api_name="/chat")
+    shown = client.predict("What is it?", handle_file(broken), api_name="/chat")
+    assert shown["metadata"]["title"] == demo.ERROR_TITLE
+    assert "broken.png" in str(shown["content"])
+    shown = client.predict("<image>", None, api_name="/chat")
+    assert "1 &lt;image&gt; placeholders in the text but 0 images" in str(shown["content"])
+    answer = client.predict("What is it?", handle_file(picture), api_name="/chat")
+    first = [{"role": "user", "content": "<image>\nWhat is it?"}]
+    assert answer == "".join(engine.stream(first, [picture]))
 
 
 def test_every_language_has_an_example_question() -> None:

@@ -140,7 +140,9 @@ def test_saving_what_was_loaded_changes_nothing(
     processor = LlavaMoleProcessor.from_pretrained(saved)
     again = load(saved)
     again.save_pretrained(tmp_path / "again", processor=processor)
-    assert_close(logits(load(tmp_path / "again"), processor), logits(again, processor), rtol=0, atol=0)
+    assert_close(
+        logits(load(tmp_path / "again"), processor), logits(again, processor), rtol=0, atol=0
+    )
 
 
 def test_the_folders_lora_opens_with_peft(saved: Path, tiny_parts: Any) -> None:
@@ -288,7 +290,7 @@ def test_changed_weights_of_the_referenced_tower_are_refused(
     model.save_pretrained(tmp_path / "m")
     shutil.rmtree(tmp_path / "tower")
     write_tower(tmp_path / "tower", "cnn", seed=1)
-    with pytest.raises(CheckpointError, match="vision tower .*has sha256"):
+    with pytest.raises(CheckpointError, match=r"vision tower .*has sha256"):
         load(tmp_path / "m")
 
 

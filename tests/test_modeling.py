@@ -1,4 +1,4 @@
-"""The forward pass and generation: what a cache, padding, a batch and a missing image may not change."""
+"""Forward pass and generation: what a cache, padding, a batch, a missing image do not change."""
 
 from collections.abc import Callable
 from typing import Any
@@ -94,9 +94,7 @@ def test_a_left_padded_batch_generates_what_each_row_generates_alone(
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_changes_no_logit(
-    tiny_model: Callable[..., Any], family: str, side: str
-) -> None:
+def test_padding_changes_no_logit(tiny_model: Callable[..., Any], family: str, side: str) -> None:
     model, processor = tiny_model(family, **EVERYTHING)
     batch = generation_inputs(processor, chats(), padding_side=side)
     logits = model(**batch).logits
@@ -158,8 +156,9 @@ def test_beams_repeat_the_images_of_a_row_together(
 def test_prefill_computes_the_last_logits_only(tiny_model: Callable[..., Any]) -> None:
     model, _ = tiny_model("llama")
     ids = random_ids(2, 9)
-    assert model(input_ids=ids, logits_to_keep=1).logits.shape[1] == 1
-    assert_close(model(input_ids=ids, logits_to_keep=1).logits[:, 0], model(input_ids=ids).logits[:, -1])
+    last = model(input_ids=ids, logits_to_keep=1).logits
+    assert last.shape[1] == 1
+    assert_close(last[:, 0], model(input_ids=ids).logits[:, -1])
 
 
 # ---------------------------------------------------------------------- with and without images

@@ -89,9 +89,7 @@ def test_top_k_keeps_the_best_experts_and_renormalises_them() -> None:
     assert (kept > 0).sum(1).tolist() == [2, 2, 2]
     assert_close(kept.sum(1), torch.ones(3))
     best = full.topk(2, dim=1)
-    assert_close(
-        kept.gather(1, best.indices), best.values / best.values.sum(1, keepdim=True)
-    )
+    assert_close(kept.gather(1, best.indices), best.values / best.values.sum(1, keepdim=True))
 
 
 @pytest.mark.parametrize("expert", ["silu_mlp", "swiglu"])
@@ -203,9 +201,7 @@ def test_unlabelled_conditioning_reads_every_turn_but_the_answers(
     steered = tiny_model("llama", parrot=ParrotConfig.released(num_experts=3, hidden_size=16))
     base = visual(steered, chat())
     assert not torch.allclose(visual(steered, chat(second="Et là?"))[0], base[0], atol=1e-4)
-    assert_close(
-        visual(steered, chat(answer="Un chien")), base, rtol=0, atol=0
-    )
+    assert_close(visual(steered, chat(answer="Un chien")), base, rtol=0, atol=0)
 
 
 def test_an_image_without_its_question_is_refused(steered: Any) -> None:

@@ -57,5 +57,5 @@ def test_dropout_acts_in_training_only() -> None:
 def test_an_unknown_type_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mlp2x_gelu'"):
         ProjectorConfig(type="mlp2_gelu")
-    with pytest.raises(ConfigError, match="projector.dropout"):
+    with pytest.raises(ConfigError, match=r"projector.dropout"):
         ProjectorConfig(dropout=1.0)

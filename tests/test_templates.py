@@ -29,7 +29,8 @@ TEXT = {
         "USER: <image>What? ASSISTANT: a cat<eos>USER: Sure? ASSISTANT: yes<eos>"
     ),
 }
-END = {"qa": "<end_of_turn>", "gemma": "<end_of_turn>", "chatml": "<|im_end|>", "vicuna_v1": "<eos>"}
+END = dict.fromkeys(("qa", "gemma"), "<end_of_turn>")
+END |= {"chatml": "<|im_end|>", "vicuna_v1": "<eos>"}
 
 
 def processor(name: str) -> LlavaMoleProcessor:

@@ -52,7 +52,7 @@ def test_a_window_is_measured_in_positions_not_in_indices() -> None:
 # ---------------------------------------------------------------------- a tree and its rows
 
 
-def conversations(processor: Any) -> tuple[list[list[Any]], list[Any]]:
+def conversations() -> tuple[list[list[Any]], list[Any]]:
     """Two pictures: the first with three questions of different lengths, the second with two."""
     first, second = picture(1), picture(2)
     asked = [
@@ -116,7 +116,7 @@ def test_a_tree_row_equals_separate_rows(
     """Logits, language loss, balance loss and expert statistics; rows longer than the windows."""
     mole = MoleConfig(num_experts=3, r=2, balance_coef=0.5)
     model, processor = tiny_model(family, mole=mole, lora=True, attn_implementation=attention)
-    groups, pictures = conversations(processor)
+    groups, pictures = conversations()
     tree, rows = as_tree(processor, groups, pictures), as_rows(processor, groups, pictures)
     assert tree["segment_ids"].max() == 3
     assert rows["input_ids"].shape[1] > 3 * WINDOW
@@ -139,7 +139,7 @@ def test_a_tree_row_has_the_gradients_of_separate_rows(
     for build in (as_tree, as_rows):
         model, processor = tiny_model(family, mole=MoleConfig(num_experts=3, r=2, gate="scaled"))
         model.requires_grad_(True).train()
-        model(**build(processor, *conversations(processor))).loss.backward()
+        model(**build(processor, *conversations())).loss.backward()
         found.append(gradients(model))
     assert found[0].keys() == found[1].keys()
     for name, expected in found[1].items():
@@ -150,7 +150,7 @@ def test_a_tree_row_has_the_gradients_of_separate_rows(
 
 def test_one_branch_does_not_read_another(tiny_model: Callable[..., Any]) -> None:
     model, processor = tiny_model("gemma3_text", mole=True)
-    groups, pictures = conversations(processor)
+    groups, pictures = conversations()
     before = as_tree(processor, groups, pictures)
     after = {key: value.clone() for key, value in before.items()}
     other = (before["segment_ids"] == 1) & (before["labels"] == -100)

@@ -9,7 +9,8 @@
 Four ideas, four files: a *bank* (`bank.py`) stacks the rank units of all experts of one linear; a
 *route* (`route.py`) says per token which experts are on and how strongly; a *router* (`router.py`)
 makes routes; a *kernel* (`kernels.py`) computes what bank and route mean. `inject.py` puts them on
-a model with hooks, `losses.py` and `statistics.py` read what a forward pass recorded, `io.py` saves.
+a model with hooks, `losses.py` and `statistics.py` read what a forward pass recorded, `io.py`
+saves.
 """
 
 from llava_mole.mole.bank import ExpertBank

@@ -48,7 +48,7 @@ class MoleState:
         self.context.end()
 
 
-def decoder_of(model: nn.Module) -> nn.Module:
+def decoder_of(model: Any) -> nn.Module:
     """The stack of layers that experts go into: a vision-language model's language part."""
     while hasattr(model, "get_decoder") and model.get_decoder() is not model:
         model = model.get_decoder()
@@ -116,7 +116,7 @@ def add_experts(model: nn.Module, config: MoleConfig) -> RouteContext:
     context = RouteContext()
     for block, linears in blocks.values():
         first = next(child for child in block.children() if is_linear(child))
-        weight = getattr(first, "base_layer", first).weight
+        weight: Any = getattr(first, "base_layer", first).weight
         router = LinearRouter(
             first.in_features,  # type: ignore[arg-type]
             config.num_experts,
@@ -173,9 +173,7 @@ def mole_context(model: nn.Module) -> tuple[RouteContext, MoleConfig]:
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every A and B, by name."""
     return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if f".{BANK}." in f".{name}"
+        name: parameter for name, parameter in model.named_parameters() if f".{BANK}." in f".{name}"
     }
 
 
@@ -216,7 +214,7 @@ def merge_experts(model: nn.Module) -> None:
     for module in model.modules():
         bank = module._modules.get(BANK)
         if isinstance(bank, ExpertBank):
-            weight = getattr(module, "base_layer", module).weight
-            weight += (config.scaling * bank.lora_B @ bank.lora_A).to(weight.dtype)  # type: ignore[operator]
+            weight: Any = getattr(module, "base_layer", module).weight
+            weight += (config.scaling * bank.lora_B @ bank.lora_A).to(weight.dtype)
             nn.init.zeros_(bank.lora_B)
     context.enabled = False

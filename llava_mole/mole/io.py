@@ -8,6 +8,7 @@ itself opens plain LoRAs only.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -116,7 +117,7 @@ def put_experts(model: nn.Module, folder: Path) -> None:
 
 
 def check_tensors(
-    found: dict[str, torch.Tensor], expected: dict[str, nn.Parameter], path: Path
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path
 ) -> None:
     """Raises CheckpointError naming what is missing, left over or of another shape."""
     missing = sorted(set(expected) - set(found))

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,4 +57,3 @@ def masked(bank: ExpertBank, x: Tensor, route: Route) -> Tensor:
 
 
 KERNELS: dict[str, Kernel] = {"reference": reference, "masked": masked}
-

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llava_mole.mole.inject import mole_context
 from llava_mole.mole.route import RouteContext
@@ -27,7 +26,7 @@ def sum_by_sample(values: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
         (S, C) sums and (S,) token counts, in order of rows, then branches. Rows that are all
         padding are not samples.
     """
-    rows, length = segment_ids.shape
+    rows = segment_ids.shape[0]
     segments = int(segment_ids.max().clamp(min=0)) + 1
     device = values.device
     slots = segment_ids.clamp(min=0) + segments * torch.arange(rows, device=device).unsqueeze(1)
@@ -60,11 +59,8 @@ def balance_loss(context: RouteContext, num_samples: Tensor | int | None = None)
         return None
     assert context.segment_ids is not None
     experts = context.records[0].probs.shape[1]
-    probs = sum(record.probs for record in context.records) / len(context.records)
-    chosen = sum(
-        F.one_hot(record.indices, experts).sum(1).float() / record.indices.shape[1]
-        for record in context.records
-    ) / len(context.records)
+    probs = torch.stack([record.probs for record in context.records]).mean(0)
+    chosen = torch.stack([record.chosen(experts) for record in context.records]).mean(0)
     both, counts = sum_by_sample(torch.cat([probs, chosen], dim=1), context.segment_ids)
     mean_probs, mean_chosen = (both / counts.unsqueeze(1)).chunk(2, dim=1)
     per_sample = (mean_probs * mean_chosen).sum(dim=1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 SHARED_PREFIX = 0
 PADDING = -1
@@ -48,6 +49,10 @@ class Record:
 
     probs: Tensor
     indices: Tensor
+
+    def chosen(self, num_experts: int) -> Tensor:
+        """(tokens, E) 1 / k where an expert is on; rows sum to 1."""
+        return F.one_hot(self.indices, num_experts).sum(1).float() / self.indices.shape[1]
 
 
 @dataclass

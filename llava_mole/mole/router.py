@@ -51,7 +51,7 @@ class LinearRouter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """torch.nn.Linear's initialisation of the weight; the bias starts at zero (no favourite)."""
+        """torch.nn.Linear's initialisation of the weight; the bias starts at zero."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         nn.init.zeros_(self.bias)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llava_mole.mole.inject import mole_context
 from llava_mole.mole.losses import sum_by_sample
@@ -23,8 +22,6 @@ def samples_by_expert(model: nn.Module) -> Tensor:
         return torch.zeros(0, 0)
     assert context.segment_ids is not None
     experts = context.records[0].probs.shape[1]
-    chosen = torch.stack(
-        [F.one_hot(r.indices, experts).sum(1).float() / r.indices.shape[1] for r in context.records]
-    ).mean(0)
+    chosen = torch.stack([record.chosen(experts) for record in context.records]).mean(0)
     sums, counts = sum_by_sample(chosen, context.segment_ids)
     return sums / counts.unsqueeze(1)

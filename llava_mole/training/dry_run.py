@@ -76,9 +76,7 @@ def mixture_table(title: str, rows: PictureRows, data: TrainingData) -> Table:
     for index in islice(range(len(rows)), PLANNED_ROWS):
         for sample in rows.plan(index)[1]:
             drawn[(sample.domain, sample.language, str(sample.metadata.get("kind", "")))] += 1
-    held = Counter(
-        (s.domain, s.language, str(s.metadata.get("kind", ""))) for s in data.samples
-    )
+    held = Counter((s.domain, s.language, str(s.metadata.get("kind", ""))) for s in data.samples)
     table = Table("domain", "language", "kind", "samples", "share held", "share drawn", title=title)
     for key in sorted(held):
         table.add_row(

@@ -1,9 +1,10 @@
 """Fold batch norms into the convolutions before them, for a tower that is frozen anyway.
 
 An evaluation-mode batch norm is an affine map per channel, and so is the end of a convolution:
-W' = W g / sqrt(v + eps). On CPUs a small convolutional tower spends half of its time in
-unfolded norms and in a memory layout that its depthwise convolutions do not like. Pairs are found by running the tower once and watching which tensors go where, so
-this works for any architecture; what does not fit the pattern is left alone.
+W' = W g / sqrt(v + eps). On CPUs a small convolutional tower spends half of its time in unfolded
+norms and in a memory layout that its depthwise convolutions do not like. Pairs are found by running
+the tower once and watching which tensors go where, so this works for any architecture; what does
+not fit the pattern is left alone.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def folded(tower: VisionTower, pixels: Tensor) -> VisionTower:
     modules = dict(faster.named_modules())
     for conv_name, norm_name in conv_norm_pairs(faster, pixels):
         conv, norm = modules[conv_name], modules[norm_name]
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
         if norm.running_mean is None or norm.running_var is None:
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(

@@ -1,10 +1,10 @@
 """Run a recipe: build the model, then its stages in order, each resumable.
 
-    OUT/recipe.json                  the resolved recipe
-    OUT/log.jsonl                    every logged step of every stage
-    OUT/stages/1-warm_start/model/   what a finished stage leaves; its presence means "done"
-    OUT/stages/3-instruct/checkpoint-50/
-    OUT/model/                       the result
+OUT/recipe.json                  the resolved recipe
+OUT/log.jsonl                    every logged step of every stage
+OUT/stages/1-warm_start/model/   what a finished stage leaves; its presence means "done"
+OUT/stages/3-instruct/checkpoint-50/
+OUT/model/                       the result
 """
 
 from __future__ import annotations
@@ -231,12 +231,12 @@ def run_recipe(
     set_seed(recipe.seed)
     resolved = json.dumps(dataclasses.asdict(recipe), indent=2, default=str, ensure_ascii=False)
     described = out / "recipe.json"
-    if described.is_file() and described.read_text(encoding="utf-8") != resolved:
-        if (out / "stages").is_dir():
-            raise ConfigError(
-                f"{out} holds a run of another recipe ({described}); choose another output_dir, "
-                "or start anew with --no-resume"
-            )
+    changed = described.is_file() and described.read_text(encoding="utf-8") != resolved
+    if changed and (out / "stages").is_dir():
+        raise ConfigError(
+            f"{out} holds a run of another recipe ({described}); choose another output_dir, "
+            "or start anew with --no-resume"
+        )
     described.write_text(resolved, encoding="utf-8")
     data = data or read_data(recipe.data.sources)
     build = dataclasses.replace(recipe.model, parrot=None)
@@ -296,9 +296,7 @@ def run_stage(
     set_trainable(model, stage.learning_rates)
     arguments = training_arguments(recipe, stage, folder)
     per_step = stage.pictures_per_step * arguments.gradient_accumulation_steps
-    rows = stage_rows(
-        recipe, stage, data, processor, stage.steps * per_step * arguments.world_size
-    )
+    rows = stage_rows(recipe, stage, data, processor, stage.steps * per_step * arguments.world_size)
     collator = Collator(
         processor,
         share_prefix=stage.share_prefix,

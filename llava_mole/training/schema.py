@@ -61,7 +61,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if recipe is not None:
         problems += cross_checks(recipe)
     if problems:
-        raise ConfigError(f"{path}: {len(problems)} problems\n" + "\n".join(f"  {p}" for p in problems))
+        raise ConfigError(
+            f"{path}: {len(problems)} problems\n" + "\n".join(f"  {p}" for p in problems)
+        )
     assert recipe is not None
     return recipe
 
@@ -226,7 +228,9 @@ def cross_checks(recipe: Recipe) -> list[str]:
     if recipe.minutes is not None and any(share is None for share in shares):
         problems.append("minutes is set: every stage needs its share_of_time")
     if all(share is not None for share in shares) and sum(s or 0 for s in shares) > 1.001:
-        problems.append(f"stages: share_of_time adds up to {sum(s or 0 for s in shares):g}, above 1")
+        problems.append(
+            f"stages: share_of_time adds up to {sum(s or 0 for s in shares):g}, above 1"
+        )
     return problems
 
 

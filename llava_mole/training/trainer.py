@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
@@ -63,11 +64,12 @@ class StageTrainer(Trainer):
         self.samples_in_step: Tensor | int | None = None
         self._sums: dict[str, float] = defaultdict(float)
         self._use: dict[str, list[Tensor]] = defaultdict(list)
+        self._logged_at: int | None = None
 
     # ------------------------------------------------------------------ optimizer and schedule
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
+        if self.optimizer is None:  # type: ignore[has-type]
             plain = self.model if model is None else model
             plain = self.accelerator.unwrap_model(plain)
             groups = []
@@ -135,6 +137,8 @@ class StageTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         languages = inputs.pop("languages")
+        if self._logged_at is None:  # a resumed run does not start at step 0
+            self._logged_at = self.state.global_step
         out = model(
             **inputs,
             num_items_in_batch=num_items_in_batch,
@@ -153,14 +157,18 @@ class StageTrainer(Trainer):
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        if "loss" in logs and self.state.global_step:
-            steps = max(1, self.state.global_step - getattr(self, "_logged_at", 0))
+        if "loss" in logs and self._logged_at is not None:
+            steps = max(1, self.state.global_step - self._logged_at)
             self._logged_at = self.state.global_step
-            logs.update({name: value / steps for name, value in self._sums.items()})
-            self._sums.clear()
-            for language, uses in sorted(self._use.items()):
+            # Every rank logs; its losses are shares of the whole step's, and add up.
+            ranks = gather_object([(dict(self._sums), dict(self._use))])
+            for name in self._sums:
+                logs[name] = sum(sums[name] for sums, _ in ranks) / steps
+            for language in sorted({name for _, use in ranks for name in use}):
+                uses = [one for _, use in ranks for one in use.get(language, [])]
                 share = torch.stack(uses).mean(0)
                 logs[f"experts_{language}"] = [round(float(x), 4) for x in share]
+            self._sums.clear()
             self._use.clear()
         super().log(logs, start_time)
 

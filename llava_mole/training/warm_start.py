@@ -66,7 +66,7 @@ def name_vectors(
         has no name in a language.
     """
     table = model.get_input_embeddings()
-    width = table.weight.shape[1]
+    width = model.config.text_config.hidden_size
     vectors = torch.zeros(len(names), len(languages), width)
     mask = torch.zeros(len(names), len(languages), dtype=torch.bool)
     for row, by_language in enumerate(names):

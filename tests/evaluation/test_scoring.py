@@ -27,9 +27,7 @@ def plain(model, processor, query: Query) -> list[float]:
         batch = processor.batch([encoded], images)
         with torch.no_grad():
             logits = model(**batch).logits[0].float().log_softmax(-1)
-        sums.append(
-            sum(float(logits[i - 1, t]) for i, t in enumerate(encoded.labels) if t != -100)
-        )
+        sums.append(sum(float(logits[i - 1, t]) for i, t in enumerate(encoded.labels) if t != -100))
     return sums
 
 

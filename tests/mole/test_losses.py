@@ -1,4 +1,4 @@
-"""The balance loss and the statistics: per sample, blind to length, padding and how rows are cut."""
+"""Balance loss and statistics: per sample, blind to length, padding and how rows are cut."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Routers: who learns from the task, what is decided in float32, and the same route in both modes."""
+"""Routers: who learns from the task, and routes that do not depend on mode or precision."""
 
 import pytest
 import torch
@@ -46,9 +46,7 @@ def test_without_gate_the_balance_loss_trains_every_router() -> None:
 @pytest.mark.parametrize(
     "mole", [{"gate": "scaled"}, {"gate": "straight_through"}, {"routing": "dense"}], ids=str
 )
-def test_with_a_gate_the_task_itself_trains_every_router(
-    family: str, mole: dict[str, str]
-) -> None:
+def test_with_a_gate_the_task_itself_trains_every_router(family: str, mole: dict[str, str]) -> None:
     for grad in router_gradients(with_balance=False, family=family, **mole):
         assert grad.abs().max() > 1e-6
 

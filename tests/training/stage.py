@@ -1,0 +1,148 @@
+"""A small training stage, for the tests of the trainer and, as a program, for one of its processes.
+
+    python -m tests.training.stage OUT '{"rows_per_step": 2, …}'
+
+trains the folder of parts under OUT's parent and writes OUT/weights.safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import TrainingArguments
+
+from llava_mole.building import ModelRecipe, build_model
+from llava_mole.configuration import ParrotConfig
+from llava_mole.data.collator import Collator
+from llava_mole.data.rows import PictureRows
+from llava_mole.data.sample import Sample, Turn
+from llava_mole.mole import MoleConfig
+from llava_mole.training.parts import set_trainable
+from llava_mole.training.trainer import StageTrainer
+from tests.helpers import awaken, picture
+
+RATES = {"projector": 0.02, "experts": 0.05, "routers": 0.03, "lora": 0.04}
+WORDS = ("a", "cat", "a long answer", "yes", "no, it is not")
+
+
+def write_pictures(folder: Path, count: int = 6) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        picture(index).save(folder / f"{index}.png")
+
+
+def samples(folder: Path, count: int = 6) -> list[Sample]:
+    """One to three questions per picture, answers of different lengths, two languages."""
+    made = []
+    for index in range(count):
+        for question in range(1 + index % 3):
+            answer = WORDS[(index + 2 * question) % len(WORDS)]
+            turns = (Turn("user", f"<image>\nQuestion {question}?"), Turn("assistant", answer))
+            made.append(
+                Sample(
+                    turns=turns,
+                    images=(folder / f"{index}.png",),
+                    domain="tiny",
+                    language=("en", "tr")[question % 2],
+                    source=f"tiny.json:{index}",
+                    metadata={"kind": "naming" if question == 0 else "other"},
+                )
+            )
+    return made
+
+
+def stage(
+    out: Path,
+    *,
+    language_model: Path,
+    tower: Path,
+    pictures: Path,
+    rows_per_step: int = 4,
+    share_prefix: bool = True,
+    dropout: float = 0.0,
+    parrot: bool = False,
+    rates: dict[str, float] | None = None,
+    trainer: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> StageTrainer:
+    """A trainer that is ready to run; TrainingArguments by their own names."""
+    torch.manual_seed(0)
+    model, processor = build_model(
+        ModelRecipe(
+            language_model=str(language_model),
+            vision_model=f"local-dir:{tower}",
+            experts=MoleConfig(num_experts=3, r=2, lora_dropout=dropout, balance_coef=0.5),
+            lora={"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "o_proj"]},
+            parrot=ParrotConfig(num_experts=2, hidden_size=8) if parrot else None,
+            dtype="float32",
+        )
+    )
+    awaken(model)
+    chosen = rates or RATES
+    set_trainable(model, chosen)
+    options: dict[str, Any] = {
+        "max_steps": 3,
+        "optim": "sgd",
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        **arguments,
+    }
+    args = TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=rows_per_step,
+        use_cpu=True,
+        report_to="none",
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        disable_tqdm=True,
+        **options,
+    )
+    rows = PictureRows(
+        samples(pictures), lambda s: processor.encode(s.messages()), rows=1000, questions=3, seed=0
+    )
+    collator = Collator(
+        processor,
+        share_prefix=share_prefix and not parrot,
+        parrot=parrot,
+        max_length=512,
+        load_pixels=lambda paths: processor.image_processor(list(paths))["pixel_values"],
+    )
+    return StageTrainer(
+        rates=chosen,
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=collator,
+        processing_class=processor,
+        **(trainer or {}),
+    )
+
+
+def weights(trainer: StageTrainer) -> dict[str, Tensor]:
+    """Everything that was trained."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def main(out: str, options: str) -> None:
+    torch.set_num_threads(1)
+    parts = json.loads(options)
+    paths = {key: Path(parts.pop(key)) for key in ("language_model", "tower", "pictures")}
+    trainer = stage(Path(out), **paths, **parts)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        save_file(weights(trainer), Path(out) / "weights.safetensors")
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        (Path(out) / "log.json").write_text(json.dumps(history))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

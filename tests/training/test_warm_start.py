@@ -1,0 +1,176 @@
+"""Warm start: pictures are pulled towards their names, and nothing else is touched."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from llava_mole.data.sample import Sample, Turn
+from llava_mole.errors import DataError
+from llava_mole.training.features import FeatureStore
+from llava_mole.training.recipe import WarmStartRecipe
+from llava_mole.training.warm_start import (
+    contrastive_loss,
+    draw_pictures,
+    embedding_statistics,
+    name_vectors,
+    names_of_pictures,
+    warm_start,
+)
+
+NAMES = {
+    "red": ("rot", "kızıl"), "blue": ("blau", "mavi"), "green": ("grün", "yeşil"),
+    "white": ("weiß", "beyaz"), "black": ("schwarz", "siyah"), "yellow": ("gelb", "sarı"),
+}  # fmt: skip
+RECIPE = WarmStartRecipe(pictures_per_step=6, feature_noise=0.05, token_dropout=0.25)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    root = tmp_path_factory.mktemp("colours")
+    made = []
+    for colour, names in NAMES.items():
+        path = root / f"{colour}.png"
+        Image.new("RGB", (16, 16), colour).save(path)
+        for language, name in zip(("de", "tr"), names, strict=True):
+            turns = (Turn("user", "<image>\n?"), Turn("assistant", name))
+            made.append(Sample(turns, (path,), "colours", language, "x:1", {"kind": "naming"}))
+    return made
+
+
+@pytest.fixture
+def parts(tiny_model: Callable[..., Any]) -> tuple[Any, Any, FeatureStore]:
+    model, processor = tiny_model("gemma3_text", awake=False, mole=True)
+    return model, processor, FeatureStore(model, processor.image_processor)
+
+
+def run(parts: Any, samples: list[Sample], **options: Any) -> dict[str, float]:
+    model, processor, features = parts
+    return warm_start(
+        model, processor, samples, features, RECIPE, **{"steps": 400, "seed": 0, **options}
+    )
+
+
+def test_pictures_come_to_be_told_apart_by_name(parts: Any, samples: list[Sample]) -> None:
+    logged: list[dict[str, Any]] = []
+    before = run(parts, samples, steps=1)
+    after = run(parts, samples, log=logged.append)
+    assert after["loss_contrastive"] < 0.5 * before["loss_contrastive"]
+    assert after["accuracy"] > 0.9
+    assert {"step", "loss_contrastive", "accuracy", "scale_ratio"} <= logged[0].keys()
+
+
+def test_only_the_projector_learns(parts: Any, samples: list[Sample]) -> None:
+    model = parts[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run(parts, samples, steps=3)
+    moved = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert moved
+    assert all(name.startswith("projector.") for name in moved)
+    assert not model.projector.training
+
+
+def test_the_same_seed_gives_the_same_projector(
+    tiny_model: Callable[..., Any], samples: list[Sample]
+) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        model, processor = tiny_model("gemma3_text", awake=False)
+        features = FeatureStore(model, processor.image_processor)
+        run((model, processor, features), samples, steps=5, seed=seed)
+        states.append(model.projector.layers[0].weight.detach().clone())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_a_time_budget_ends_it(parts: Any, samples: list[Sample]) -> None:
+    started = time.monotonic()
+    run(parts, samples, steps=1_000_000, time_budget=0.3)
+    assert time.monotonic() - started < 20
+
+
+def test_projected_pictures_have_the_scale_of_the_embeddings_they_meet(
+    parts: Any, samples: list[Sample]
+) -> None:
+    """Gemma multiplies its embeddings by sqrt(D): measured, not assumed."""
+    model, processor, features = parts
+    run(parts, samples, steps=1)
+    ids = [t for s in samples for t in processor.question_ids(s.turns[-1].text)]
+    mean, std = embedding_statistics(model, ids)
+    received = model.get_input_embeddings()(torch.tensor(sorted(set(ids))))
+    assert std == pytest.approx((received - received.mean(0)).std().item())
+    seen = model.projector(features([s.images[0] for s in samples])[:, 1:].float())
+    # One step of AdamW moves each weight by 5e-5 at most.
+    assert_close(seen.mean((0, 1)), mean, rtol=0.05, atol=0.05 * std)
+    assert 0.2 * std < (seen - mean).std() <= 1.1 * std
+
+
+def test_names_are_centred_per_language_so_that_language_is_no_clue(parts: Any) -> None:
+    model, processor, _ = parts
+    names = [{"de": de, "tr": tr} for de, tr in NAMES.values()]
+    names[0].pop("tr")
+    vectors, mask = name_vectors(model, processor, names, ["de", "tr"])
+    assert mask.tolist() == [[True, False]] + [[True, True]] * 5
+    assert_close(vectors.norm(dim=-1)[mask], torch.ones(11))
+    table = model.get_input_embeddings()
+    plain = torch.stack(
+        [table(torch.tensor(processor.question_ids(de))).mean(0) for de, _ in NAMES.values()]
+    )
+    centred = plain - plain.mean(0)
+    expected = torch.nn.functional.normalize(centred, dim=-1)
+    assert_close(vectors[:, 0], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_contrastive_loss_is_the_mean_of_both_directions_over_languages() -> None:
+    rng = np.random.default_rng(0)
+    pictures, names = rng.normal(size=(3, 4)), rng.normal(size=(3, 2, 4))
+    names /= np.linalg.norm(names, axis=-1, keepdims=True)
+    mask = np.array([[True, True], [True, True], [True, False]])
+    unit = pictures / np.linalg.norm(pictures, axis=-1, keepdims=True)
+    losses = []
+    for column in range(2):
+        rows = mask[:, column]
+        logits = 5.0 * unit[rows] @ names[rows, column].T
+        for direction in (logits, logits.T):
+            shifted = np.exp(direction - direction.max(1, keepdims=True))
+            share = shifted / shifted.sum(1, keepdims=True)
+            losses.append(-np.log(np.diag(share)).mean())
+    found = contrastive_loss(
+        torch.tensor(pictures), torch.tensor(names), torch.tensor(mask), torch.tensor(5.0)
+    )
+    assert found.item() == pytest.approx(np.mean(losses))
+
+
+def test_data_without_names_is_refused_with_what_to_do(samples: list[Sample]) -> None:
+    with pytest.raises(DataError, match="0 pictures have a sample of kind 'caption'"):
+        names_of_pictures(samples, "caption")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_step_draws_each_picture_once(share: float) -> None:
+    drawn = draw_pictures(np.random.default_rng(0), 100, 32, share)
+    assert len(set(drawn.tolist())) == len(drawn) == 32
+    everything = draw_pictures(np.random.default_rng(0), 5, 32, share)
+    assert sorted(everything.tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("tower", ["vit", "cnn"])
+def test_features_of_a_picture_are_kept_and_are_the_towers(
+    tiny_model: Callable[..., Any], samples: list[Sample], tower: str
+) -> None:
+    model, processor = tiny_model("llama", tower=tower)
+    features = FeatureStore(model, processor.image_processor)
+    paths: list[Path] = [samples[0].images[0], samples[2].images[0]]
+    found = features([*paths, paths[0]])
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(features(paths), found[:2])
+    assert set(features.index) == set(paths)
+    expected = model.encode_images(processor.image_processor(paths)["pixel_values"])
+    # Folded batch norms round elsewhere, so a value may fall on the next bfloat16: 2^-7.
+    assert_close(found[:2].float(), expected, rtol=2**-7, atol=2**-7 * expected.abs().max().item())
