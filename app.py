@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
+try:
+    import gradio as gr
+except ImportError:
+    sys.exit('app.py needs Gradio: run `make demo`, or pip install -e ".[starter,demo]"')
 
 from llava_mole.errors import CheckpointError
 from llava_mole.serving.chat import PLACEHOLDER, ChatEngine
@@ -122,9 +125,9 @@ def build_app(engine: ChatEngine, *, title: str, pictures: list[Path]) -> gr.Blo
     return app
 
 
-def example_pictures(folder: Path | None, count: int = 8) -> list[Path]:
-    """Evenly spaced pictures of a folder, in the order of their names."""
-    found = sorted(folder.glob("*.png")) if folder is not None else []
+def example_pictures(folder: Path, count: int = 8) -> list[Path]:
+    """Evenly spaced pictures of a folder, in the order of their names; none if it is not there."""
+    found = sorted(folder.glob("*.png"))
     return found[:: max(1, len(found) // count)][:count]
 
 
@@ -132,7 +135,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Load the model and serve the page until interrupted."""
     parser = argparse.ArgumentParser(description="Chat about a picture in the browser.")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder")
-    parser.add_argument("--pictures", type=Path, help="folder of PNG files offered as examples")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        help="folder of PNG files offered as examples; the quickstart's own if it is there",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, help="port; the first free one from 7860 if not given")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …; the first GPU if there is one")
@@ -142,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     except CheckpointError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
-    app = build_app(engine, title=f"`{options.model}`", pictures=example_pictures(options.pictures))
+    pictures = options.pictures or options.model.parent / "data" / "images"
+    app = build_app(engine, title=f"`{options.model}`", pictures=example_pictures(pictures))
     # show_error: the page shows an error's own words. The theme's own fonts would be downloaded.
     app.launch(
         server_name=options.host,

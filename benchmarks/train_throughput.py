@@ -258,12 +258,14 @@ def show(found: dict[str, Any]) -> None:
         f"{work['rows']} x {work['length']} tokens, {work['supervised']} supervised per row, "
         f"LoRA r={work['rank']}, bfloat16, {work['threads']} threads"
     )
-    print(f"{'arm':<8}{'s / step':>10}{'loaded MiB':>12}{'peak MiB':>10}{'first loss':>12}")
+    print(
+        f"{'arm':<8}{'s / step':>10}{'loaded MiB':>12}{'peak MiB':>10}{'added MiB':>11}{'loss':>10}"
+    )
     for arm, seconds in found["median_seconds"].items():
         memory = found["memory"][arm]
         print(
             f"{arm:<8}{seconds:>10.3f}{memory['loaded_mib']:>12.0f}{memory['peak_mib']:>10.0f}"
-            f"{found['first_loss'][arm]:>12.4f}"
+            f"{memory['peak_mib'] - memory['loaded_mib']:>11.0f}{found['first_loss'][arm]:>10.4f}"
         )
     verdict = "met" if found["meets_target"] else "missed"
     print(

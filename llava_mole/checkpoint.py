@@ -195,7 +195,7 @@ def save_model(
     base_name = (config.text_source or {}).get("name")
     if full_tower:
         config.vision = {**vision.to_dict(), "source": None}
-    with replacing_folder(final) as building:
+    with replacing_folder(final, drop=(LANGUAGE_MODEL, "adapters")) as building:
         save_file(own_tensors(model, full_tower), building / OWN_WEIGHTS, metadata={"format": "pt"})
         if full_language:
             model.language_model.save_pretrained(

@@ -81,31 +81,35 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_overrides(argv: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse; `--a.b value` and `--a.b=value` that are no options of ours are recipe overrides."""
-    args, rest = parser.parse_known_args(argv)
-    if not rest:
-        return args
-    if not hasattr(args, "overrides"):
-        parser.error(f"unrecognised arguments: {' '.join(rest)}")
-    index = 0
-    while index < len(rest):
-        word = rest[index]
-        if "=" in word:
-            args.overrides.append(word.removeprefix("--"))
-        elif word.startswith("--") and index + 1 < len(rest):
-            index += 1
-            args.overrides.append(f"{word[2:]}={rest[index]}")
+def as_overrides(argv: Sequence[str]) -> list[str]:
+    """Recipe keys in the shape of options (`--seed 1`, `--stages.instruct.steps=5`) as KEY=VALUE.
+
+    Only for the commands that take overrides; options of those commands stay as they are.
+    """
+    words = list(argv)
+    if not any(word in ("train", "quickstart") for word in words):
+        return words
+    own = {"--help", "--verbose", "--config", "--dry-run", "--no-resume", "--minutes", "--out"}
+    own |= {"--seed", "--items"} if "quickstart" in words else set()
+    out: list[str] = []
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.partition("=")
+        if not word.startswith("--") or key in own or len(word) == 2:
+            out.append(word)
+        elif equals:
+            out.append(f"{key[2:]}={value}")
+        elif words and not words[0].startswith("--"):
+            out.append(f"{key[2:]}={words.pop(0)}")
         else:
-            parser.error(f"unrecognised argument: {word}")
-        index += 1
-    return args
+            out.append(word)  # argparse says what is wrong with it
+    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Errors of ours end with one message and exit code 2, not with a traceback."""
     parser = build_parser()
-    args = split_overrides(sys.argv[1:] if argv is None else argv, parser)
+    args = parser.parse_args(as_overrides(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",

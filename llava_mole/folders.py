@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -203,9 +203,13 @@ def _sync_directory(folder: Path) -> None:
 
 
 @contextmanager
-def replacing_folder(final: Path) -> Iterator[Path]:
+def replacing_folder(final: Path, drop: Collection[str] = ()) -> Iterator[Path]:
     """Yields an empty sibling folder; on success it takes the place of `final`, on failure nothing
     of `final` has changed. Files of `final` that were not written anew are kept.
+
+    Args:
+        final: the folder to make or replace.
+        drop: names in `final` that must not be kept: they would belong to what is replaced.
 
     Raises:
         CheckpointError: no room on disk; what stood in `final` is still there.
@@ -217,7 +221,7 @@ def replacing_folder(final: Path) -> Iterator[Path]:
         yield building
         if final.is_dir():
             for entry in final.iterdir():
-                if not (building / entry.name).exists():
+                if entry.name not in drop and not (building / entry.name).exists():
                     copy = shutil.copytree if entry.is_dir() else shutil.copy2
                     copy(entry, building / entry.name)
         building.chmod(0o755)

@@ -53,5 +53,6 @@ class Projector(nn.Module):
         assert isinstance(last, nn.Linear)
         self.input_scale.fill_(1 / features.float().pow(2).mean().sqrt().clamp(min=1e-12))
         x = features.to(last.weight.dtype)
-        last.weight.mul_(std / self(x).float().std().clamp(min=1e-12))
+        out = self(x).float()
+        last.weight.mul_(std / (out - out.mean((0, 1))).std().clamp(min=1e-12))
         last.bias.add_(mean.to(last.bias) - self(x).float().mean((0, 1)))

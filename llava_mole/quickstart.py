@@ -165,7 +165,7 @@ def run_quickstart(
     console.print(
         f'  llava-mole chat --model {out}/model --image {picture} "Bu nedir?"', soft_wrap=True
     )
-    console.print(f"  python app.py --model {out}/model", soft_wrap=True)
+    console.print(f"  make demo OUT={out}", soft_wrap=True)
     console.print(
         f"  python eval/mmmb.py --model {out}/model --data {unseen} --out {out}/mmmb",
         soft_wrap=True,

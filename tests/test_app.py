@@ -95,7 +95,7 @@ def test_examples_are_spread_over_the_folder(tmp_path: Path) -> None:
         (tmp_path / f"{index:02}.png").touch()
     names = [path.name for path in demo.example_pictures(tmp_path, 4)]
     assert names == ["00.png", "10.png", "20.png", "30.png"]
-    assert demo.example_pictures(None) == []
+    assert demo.example_pictures(tmp_path / "none") == []
 
 
 def test_missing_model_says_which_command_to_run(

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
+from llava_mole import heads
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.heads import predecessors
 from tests.helpers import FAMILIES, assistant, picture, random_ids, training_batch, user
@@ -82,3 +83,20 @@ def test_a_branch_that_starts_with_its_answer_is_refused_by_place() -> None:
     labels = torch.tensor([[-100, -100, -100, 5, 6]])
     with pytest.raises(DataError, match="row 0: the branch that starts at token 3"):
         predecessors(labels, torch.tensor([[0, 0, 0, 1, 1]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chunked_cross_entropy_equals_torchs_own(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(19, 101, generator=generator)).to(dtype).requires_grad_()
+    targets = torch.randint(0, 101, (19,), generator=generator)
+    twin = logits.detach().clone().requires_grad_()
+    loss = heads.supervised_cross_entropy(logits, targets)
+    expected = F.cross_entropy(twin.float(), targets, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-5)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    # Both round the same float32 gradient to the logits' dtype once.
+    torch.testing.assert_close(
+        logits.grad, twin.grad, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-6
+    )

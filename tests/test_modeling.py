@@ -153,6 +153,19 @@ def test_beams_repeat_the_images_of_a_row_together(
         assert together[index].tolist() == alone[0].tolist()
 
 
+def test_every_beam_gets_its_own_rows_images_in_order(tiny_model: Callable[..., Any]) -> None:
+    model, processor = tiny_model("llama", **EVERYTHING)
+    inputs = generation_inputs(processor, chats()[:2])  # one image, then two
+    seen: list[Tensor] = []
+    model.vision_tower.register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    steering: list[Tensor] = []
+    model.parrot.register_forward_hook(lambda m, args, out: steering.append(args[3]))
+    model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+    order = [0, 0, 1, 2, 1, 2]
+    assert_close(seen[0], inputs["pixel_values"][order], rtol=0, atol=0)
+    assert torch.equal(steering[0], inputs["question_mask"][order])
+
+
 def test_prefill_computes_the_last_logits_only(tiny_model: Callable[..., Any]) -> None:
     model, _ = tiny_model("llama")
     ids = random_ids(2, 9)

@@ -27,7 +27,7 @@ FORBIDDEN = {
     "data": {"modeling", "training", "evaluation", "serving", "quickstart", "cli"},
     "modeling": {"training", "evaluation", "serving", "quickstart", "cli"},
     "training": {"serving", "quickstart", "cli"},
-    "evaluation": {"serving", "quickstart", "cli"},
+    "evaluation": {"training", "serving", "quickstart", "cli"},
     "serving": {"training", "evaluation", "quickstart", "cli"},
 }
 IMPORT_NAMES = {

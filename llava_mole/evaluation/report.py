@@ -21,10 +21,10 @@ from llava_mole.evaluation.items import Item, read_items
 from llava_mole.evaluation.prompts import ask, style_of
 from llava_mole.evaluation.scoring import NORMALIZATIONS, Features, OptionScore, score_options
 from llava_mole.evaluation.tables import Prediction, Tables, tabulate, write_predictions
+from llava_mole.features import FeatureStore
 from llava_mole.languages import LANGUAGES
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleProcessor
-from llava_mole.training.features import FeatureStore
 
 LIKELIHOOD = ("trained", "naming")
 """The cell that `by_language` calls `likelihood`: the name of a trained picture, of four of its

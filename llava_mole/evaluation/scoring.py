@@ -33,7 +33,7 @@ Picture = Path | bytes | Image.Image
 """A file, a file's bytes, or a decoded picture."""
 
 Features = Callable[[Sequence[Any]], Tensor]
-"""Pictures (paths or bytes) -> (N, 1 + P, D_v), e.g. `training.features.FeatureStore`."""
+"""Pictures (paths or bytes) -> (N, 1 + P, D_v), e.g. `features.FeatureStore`."""
 
 NORMALIZATIONS = ("mean", "sum", "mean_without_end", "sum_without_end")
 """What `choose` compares. The first is the default everywhere."""

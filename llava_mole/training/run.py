@@ -29,10 +29,10 @@ from llava_mole.data.readers import read_llava_json
 from llava_mole.data.rows import PictureRows
 from llava_mole.data.sample import Sample
 from llava_mole.errors import ConfigError, DataError
+from llava_mole.features import FeatureStore
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import Encoded, LlavaMoleProcessor
-from llava_mole.training.features import FeatureStore
 from llava_mole.training.parts import set_trainable
 from llava_mole.training.recipe import Recipe, SourceRecipe, StageRecipe
 from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint

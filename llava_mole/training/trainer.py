@@ -65,6 +65,7 @@ class StageTrainer(Trainer):
         self._sums: dict[str, float] = defaultdict(float)
         self._use: dict[str, list[Tensor]] = defaultdict(list)
         self._logged_at: int | None = None
+        self._writing: str | None = None
 
     # ------------------------------------------------------------------ optimizer and schedule
 
@@ -175,7 +176,7 @@ class StageTrainer(Trainer):
     # ------------------------------------------------------------------ checkpoints
 
     def _get_output_dir(self, trial: Any) -> str:
-        return getattr(self, "_writing", None) or super()._get_output_dir(trial)
+        return self._writing or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer writes in place, and the highest number wins at resume: so write elsewhere."""
@@ -190,7 +191,7 @@ class StageTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self._writing = None  # type: ignore[assignment]
+            self._writing = None
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

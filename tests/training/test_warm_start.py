@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from llava_mole.data.sample import Sample, Turn
 from llava_mole.errors import DataError
-from llava_mole.training.features import FeatureStore
+from llava_mole.features import FeatureStore
 from llava_mole.training.recipe import WarmStartRecipe
 from llava_mole.training.warm_start import (
     contrastive_loss,

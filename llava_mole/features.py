@@ -7,23 +7,23 @@ kept in bfloat16: half the size, and below the noise of what the projector makes
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from llava_mole.folding import folded
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleImageProcessor
-from llava_mole.training.folding import folded
 from llava_mole.vision import VisionTower
 
 logger = logging.getLogger(__name__)
 
 
 class FeatureStore:
-    """Path -> (1 + P, D_v).
+    """Picture (a path, or a file's bytes) -> (1 + P, D_v).
 
     Args:
         model: its tower computes the features.
@@ -40,10 +40,10 @@ class FeatureStore:
         self.model = model
         self.image_processor = image_processor
         self.batch_size = batch_size
-        self.index: dict[Path, int] = {}
+        self.index: dict[Hashable, int] = {}
         self.blocks: list[Tensor] = []
 
-    def fill(self, paths: Sequence[Path], progress: bool = True) -> None:
+    def fill(self, paths: Sequence[Any], progress: bool = True) -> None:
         """Compute what is not there yet.
 
         Raises:
@@ -82,7 +82,7 @@ class FeatureStore:
     def dtype(self) -> torch.dtype:
         return next(self.model.vision_tower.parameters()).dtype
 
-    def __call__(self, paths: Sequence[Path]) -> Tensor:
+    def __call__(self, paths: Sequence[Any]) -> Tensor:
         """(N, 1 + P, D_v) bfloat16; computes what is missing."""
         missing = [path for path in paths if path not in self.index]
         if missing:

@@ -1,0 +1,204 @@
+"""A whole recipe on tiny parts: stages, logs, resuming, and what a dry run tells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from llava_mole.cli import main
+from llava_mole.errors import ConfigError, DataError
+from llava_mole.training.dry_run import dry_run
+from llava_mole.training.run import read_variants, run_recipe
+from llava_mole.training.schema import load_recipe
+from tests.helpers import picture
+
+LANGUAGES = {"en": "What is it?", "tr": "Bu nedir?"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Six pictures, named in two languages, with a re-drawing of the first."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    items = []
+    for index in range(6):
+        picture(index).save(folder / "images" / f"{index}.png")
+        for language, question in LANGUAGES.items():
+            items.append(
+                {
+                    "image": f"images/{index}.png",
+                    "conversations": [
+                        {"from": "human", "value": f"<image>\n{question}"},
+                        {"from": "gpt", "value": f"thing {chr(97 + index)} {language}"},
+                    ],
+                    "domain": "tiny",
+                    "language": language,
+                    "kind": "naming",
+                }
+            )
+    picture(99).save(folder / "images" / "other.png")
+    (folder / "train.json").write_text(json.dumps(items), encoding="utf-8")
+    (folder / "names.json").write_text(
+        json.dumps({"0": {"variants": [{"file": "images/other.png", "keeps_colour": True}]}})
+    )
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, data: Path, tiny_parts: Any) -> Path:
+    recipe = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {
+            "language_model": str(tiny_parts.language_model("gemma3_text")),
+            "vision_model": f"local-dir:{tiny_parts.tower('cnn')}",
+            "dtype": "float32",
+            "experts": {"num_experts": 2, "r": 2, "lora_alpha": 4},
+            "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]},
+            "parrot": {"num_experts": 2, "hidden_size": 8},
+        },
+        "data": {
+            "sources": [
+                {"path": str(data / "train.json"), "variants": str(data / "names.json")}
+            ]
+        },
+        "training": {"logging_steps": 1, "save_strategy": "steps", "save_steps": 2},
+        "stages": [
+            {"name": "warm", "kind": "warm_start", "steps": 3},
+            {
+                "name": "instruct",
+                "steps": 4,
+                "pictures_per_step": 2,
+                "questions_per_picture": 2,
+                "learning_rates": dict.fromkeys(("projector", "experts", "routers", "lora"), 0.01),
+            },
+            {
+                "name": "parrot",
+                "parrot": True,
+                "share_prefix": False,
+                "steps": 2,
+                "pictures_per_step": 2,
+                "questions_per_picture": 1,
+                "learning_rates": {"parrot": 0.01},
+            },
+        ],
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def log_lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_recipe_runs_all_stages_and_leaves_a_model_that_loads(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    result = run_recipe(load_recipe(recipe_file))
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "model")
+    assert loaded.parrot is not None
+    ids = torch.tensor([[1, 70, 71, 72]])
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(ids).logits, result.model(ids).logits, rtol=0, atol=0)
+    lines = log_lines(tmp_path / "run")
+    assert {line["stage"] for line in lines} == {"warm", "instruct", "parrot"}
+    step = next(line for line in lines if line["stage"] == "instruct" and line["step"] == 2)
+    assert step["loss"] == pytest.approx(step["loss_language"] + step["loss_balance"], rel=1e-3)
+    assert sum(step["experts_tr"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_finished_stage_is_not_run_again_and_a_killed_one_goes_on(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    whole = run_recipe(load_recipe(recipe_file, [f"output_dir={tmp_path / 'whole'}"]))
+    run = tmp_path / "run"
+    recipe = load_recipe(recipe_file)
+    run_recipe(recipe)
+    # As if the process had died in the second stage, after its checkpoint of step 2.
+    import shutil
+
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "stages" / "3-parrot")
+    shutil.rmtree(run / "stages" / "2-instruct" / "model")
+    shutil.rmtree(run / "stages" / "2-instruct" / "checkpoint-4")
+    warm = (run / "stages" / "1-warm" / "model" / "model.safetensors").stat().st_mtime_ns
+    run_recipe(recipe)
+    assert (run / "stages" / "1-warm" / "model" / "model.safetensors").stat().st_mtime_ns == warm
+    for name in ("model.safetensors", "adapters/experts/adapter_model.safetensors"):
+        resumed = load_file(run / "model" / name)
+        expected = load_file(tmp_path / "whole" / "model" / name)
+        assert resumed.keys() == expected.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(resumed[key], tensor, rtol=0, atol=0, msg=key)
+    steps = [line["step"] for line in log_lines(run) if line["stage"] == "instruct"]
+    assert sorted(set(steps)) == [1, 2, 3, 4]
+    assert [s for s in steps if s < 4] == [1, 2, 3]
+    assert whole.seconds.keys() == {"warm", "instruct", "parrot"}
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipe_file: Path) -> None:
+    run_recipe(load_recipe(recipe_file, ["stages.instruct.steps=1"]))
+    with pytest.raises(ConfigError, match="another recipe"):
+        run_recipe(load_recipe(recipe_file, ["stages.instruct.steps=2"]))
+
+
+def test_time_runs_out_before_steps_do(recipe_file: Path, tmp_path: Path) -> None:
+    overrides = ["minutes=0.02", "stages.instruct.steps=100000"]
+    overrides += ["stages.warm.share_of_time=0.2", "stages.parrot.share_of_time=0.2"]
+    overrides += ["stages.instruct.share_of_time=0.5", "training.save_strategy='no'"]
+    run_recipe(load_recipe(recipe_file, overrides))
+    lines = [line for line in log_lines(tmp_path / "run") if line["stage"] == "instruct"]
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert 0 < len(rates) < 100000
+    assert rates[-1] < 0.5 * max(rates)
+
+
+def test_a_dry_run_shows_recipe_parameters_mixture_and_a_masked_sample(recipe_file: Path) -> None:
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    dry_run(load_recipe(recipe_file), console)
+    text = console.export_text()
+    for expected in ("output_dir", "trained in instruct", "routers", "share drawn", "tr", "naming"):
+        assert expected in text
+    assert "of" in text
+    assert "tokens are supervised" in text
+    assert "its image is conditioned on 'What is it?'" in text
+
+
+def test_the_command_line_trains_and_reports_errors_in_one_message(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", str(recipe_file), "--stages.instruct.steps", "1"]) == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert main(["train", "--config", str(recipe_file), "stages.instruct.stepz=1"]) == 2
+    assert "did you mean 'steps'" in capsys.readouterr().err
+
+
+def test_a_missing_data_file_says_how_to_make_it(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["data.sources.0.path=nowhere.json"])
+    with pytest.raises(DataError, match=r"nowhere\.json not found"):
+        run_recipe(recipe)
+
+
+def test_variants_outside_their_folder_are_refused(tmp_path: Path) -> None:
+    names = tmp_path / "names.json"
+    names.write_text(
+        json.dumps({"0": {"variants": [{"file": "../../etc/passwd", "keeps_colour": True}]}})
+    )
+    with pytest.raises(DataError, match="outside"):
+        read_variants(names)
+
+
+def test_every_recipe_that_ships_is_valid() -> None:
+    configs = Path(__file__).resolve().parents[2] / "configs"
+    found = sorted(configs.rglob("*.yaml"))
+    assert found
+    for path in found:
+        load_recipe(path)
