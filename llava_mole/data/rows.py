@@ -44,6 +44,7 @@ class PictureRows(Dataset[Row]):
         seed: of the plan.
         kind_weights: relative weight of samples by their `kind` metadata; others weigh 1.
         variants: other drawings of a picture, any of which a row may show in its place.
+        variant_share: share of rows that do.
 
     Raises:
         DataError: there is no sample.
@@ -59,6 +60,7 @@ class PictureRows(Dataset[Row]):
         seed: int,
         kind_weights: Mapping[str, float] | None = None,
         variants: Mapping[Path, Sequence[Path]] | None = None,
+        variant_share: float = 0.5,
     ) -> None:
         if not samples:
             raise DataError("no training sample: every source is empty or filtered out")
@@ -67,6 +69,7 @@ class PictureRows(Dataset[Row]):
         self.questions = questions
         self.seed = seed
         self.variants = variants or {}
+        self.variant_share = variant_share
         weights = dict(kind_weights or {})
         groups: dict[tuple[Path, ...], dict[str, list[Sample]]] = defaultdict(
             lambda: defaultdict(list)
@@ -112,9 +115,11 @@ class PictureRows(Dataset[Row]):
             chosen += layer[: self.questions - len(chosen)]
             depth += 1
         images = chosen[0].images
-        if len(images) == 1 and self.variants.get(images[0]):
-            drawings = [images[0], *self.variants[images[0]]]
-            images = (drawings[int(rng.integers(len(drawings)))],)
+        # Drawn whether or not it is used, so that a share changes no other choice.
+        redrawn, pick = rng.random(2)
+        drawings = self.variants.get(images[0], ()) if len(images) == 1 else ()
+        if drawings and redrawn < self.variant_share:
+            images = (drawings[int(pick * len(drawings))],)
         return images, chosen
 
     def __getitem__(self, index: int) -> Row:

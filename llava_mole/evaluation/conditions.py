@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -67,16 +67,22 @@ def swap_pictures(items: Sequence[Item], seed: int) -> dict[str, Item]:
     return swapped
 
 
-def limited(items: Sequence[Item], per_cell: int | None) -> list[Item]:
-    """The first `per_cell` items of each language and kind, in the file's order."""
+def limited(items: Sequence[Item], per_cell: int | Mapping[str, int] | None) -> list[Item]:
+    """The first `per_cell` items of each language and kind, in the file's order.
+
+    Args:
+        per_cell: a number for every kind, or one by kind (kinds that it does not name: none).
+    """
     if per_cell is None:
         return list(items)
+    if isinstance(per_cell, int):
+        per_cell = dict.fromkeys((item.category for item in items), per_cell)
     counts: Counter[tuple[str, str]] = Counter()
     kept = []
     for item in items:
         cell = (item.language, item.category)
         counts[cell] += 1
-        if counts[cell] <= per_cell:
+        if counts[cell] <= per_cell.get(item.category, 0):
             kept.append(item)
     return kept
 

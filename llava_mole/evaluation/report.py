@@ -76,7 +76,7 @@ def evaluate_conditions(
     unseen: Path | None = None,
     *,
     conditions: Sequence[str] = CONDITIONS,
-    items_per_cell: int | Mapping[str, int] | None = 100,
+    items_per_cell: int | Mapping[str, int | Mapping[str, int]] | None = 100,
     kinds: Sequence[str] | None = None,
     languages: Sequence[str] = LANGUAGES,
     normalization: str = NORMALIZATIONS[0],
@@ -91,7 +91,8 @@ def evaluate_conditions(
     Args:
         trained, unseen: eval_train.tsv and eval_test.tsv of `data/openmoji.py`.
         items_per_cell: at most so many per language and kind; by condition if a mapping (a
-            condition that it does not name: all).
+            condition that it does not name: all), and by kind inside it (a kind that it does not
+            name: none).
         kinds: only these; None: all.
         normalization: how likelihoods of options are compared, see `OptionScore.value`.
         seed: of the swapped pictures.
@@ -119,9 +120,9 @@ def evaluate_conditions(
         files["unseen"] = wanted(unseen)
     tasks: list[tuple[str, Item, Item | None]] = []
     for condition in conditions:
-        cap = items_per_cell
-        if isinstance(cap, Mapping):
-            cap = cap.get(condition)
+        cap: int | Mapping[str, int] | None = (
+            items_per_cell.get(condition) if isinstance(items_per_cell, Mapping) else items_per_cell
+        )
         items = limited(files["unseen" if condition == "unseen" else "trained"], cap)
         swaps = swap_pictures(items, seed) if condition == "swapped" else {}
         for item in items:

@@ -37,6 +37,9 @@ class DataRecipe:
     sources: list[SourceRecipe]
     kind_weights: dict[str, float] = field(default_factory=dict)
     """How often each kind of question is drawn, relative to 1; 0 leaves a kind out."""
+    variant_share: float = field(default=0.5, metadata={"min": 0, "max": 1})
+    """Share of language rows that show another drawing of their picture, where there are any. The
+    warm start shows all drawings alike."""
 
 
 @dataclass

@@ -200,6 +200,7 @@ def stage_rows(
         seed=recipe.seed + 1000 * (1 + recipe.stages.index(stage)),
         kind_weights=weights,
         variants=data.variants,
+        variant_share=recipe.data.variant_share,
     )
 
 
