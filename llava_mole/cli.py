@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     quick.add_argument(
         "--items", type=int, default=100, help="scored items per language and kind (default 100)"
     )
+    quick.add_argument("--no-resume", action="store_true", help="train anew in the same folder")
     quick.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
     )
@@ -138,6 +139,7 @@ def quickstart(args: argparse.Namespace) -> int:
         seed=args.seed,
         items=args.items,
         overrides=args.overrides,
+        resume=not args.no_resume,
     )
     return 0
 

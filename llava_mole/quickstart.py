@@ -77,6 +77,7 @@ def run_quickstart(
     seed: int = 0,
     items: int = 100,
     overrides: Sequence[str] = (),
+    resume: bool = True,
 ) -> dict[str, Any]:
     """Build data, train, score before and after, write everything.
 
@@ -87,6 +88,7 @@ def run_quickstart(
         seed: of data and training.
         items: scored items per language and kind.
         overrides: dotted changes to the recipe.
+        resume: go on with the training that an earlier run left in `out`; else train anew.
 
     Returns:
         What report.json holds.
@@ -138,7 +140,7 @@ def run_quickstart(
         phases.start("train", f"4/5 train, at most {minutes:g} minutes")
 
     phases.start("build", "  reading the model's parts")
-    result = run_recipe(recipe, data=training_data, before_training=before)
+    result = run_recipe(recipe, data=training_data, before_training=before, resume=resume)
     phases.start("score_after", "5/5 score after training")
     score("after", result.model, result.processor, result.features, AFTER)
     phases.start("contact_sheet", "  contact sheet")

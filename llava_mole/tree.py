@@ -95,7 +95,8 @@ def tree_masks(
         mask = torch.zeros(allowed.shape, dtype=dtype, device=segment_ids.device)
         return mask.masked_fill(~allowed, torch.finfo(dtype).min)
 
-    window = getattr(text_config, "sliding_window", None)
+    # Foreign configs: a family without windows does not have the key at all.
+    window = text_config.sliding_window if hasattr(text_config, "sliding_window") else None
     if text_config.model_type in ONE_MASK:
         return additive(window)
     kinds = {"full_attention": None, "sliding_attention": window}
