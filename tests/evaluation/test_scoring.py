@@ -107,8 +107,10 @@ def test_refuses_what_has_no_likelihood(tiny_model):
     model, processor = tiny_model()
     with pytest.raises(DataError, match="options"):
         score_options(model, processor, [Query("?", ("cat", " "), None, "en")], progress=False)
-    with pytest.raises(DataError, match="context holds 512"):
-        score_options(model, processor, [Query("?" * 600, ("a",), None, "en")], progress=False)
+    limit = model.config.text_config.max_position_embeddings
+    too_long = Query("?" * (limit + 1), ("a",), None, "en")
+    with pytest.raises(DataError, match=f"context holds {limit}"):
+        score_options(model, processor, [too_long], progress=False)
 
 
 def test_choice_by_normalization():
