@@ -3,7 +3,7 @@
 OUT/data/            pictures and questions, built once
 OUT/model/           the model folder
 OUT/report.json      accuracy by language and kind: trained, unseen, withheld, swapped; before
-OUT/predictions.jsonl  one line per question asked; every figure recomputes from it
+OUT/predictions_before.jsonl, predictions_after.jsonl: a line per question; every figure recomputes
 OUT/contact_sheet.png
 """
 

@@ -3,9 +3,8 @@
 A symmetric contrastive loss between each picture and its name, in every language at once: the
 picture's vector is the mean of its projected tokens, the name's is the mean of its *input*
 embeddings, both centred (names per language, or the language itself would be the easiest feature).
-No language-model forward pass: a step costs milliseconds, and 90 seconds of it do more than 200
-steps of next-token training from scratch, because the gradient says where in the embedding space a
-picture belongs instead of asking 18 layers to find out.
+No language-model forward pass, so a step is cheap, and the gradient says where in the embedding
+space a picture belongs instead of asking all layers to find out.
 
 Works for any tower and language model; on the decoder's side only the embedding table is used.
 """
