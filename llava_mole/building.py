@@ -48,6 +48,8 @@ class ModelRecipe:
     """Token towers: which block's output; LLaVA takes -2. Empty: the last."""
     vision_select: str = "patch"
     """"patch", or "cls_patch" as Parrot's released code."""
+    vision_grid: int | None = field(default=None, metadata={"min": 1})
+    """Patches are averaged to grid x grid visual tokens: 4 makes 16 of the starter's 49."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     parrot: ParrotConfig | None = None
     experts: MoleConfig | None = None
@@ -91,6 +93,7 @@ def build_model(
         recipe.vision_pretrained,
         layer=recipe.vision_layer,
         select=recipe.vision_select,
+        grid=recipe.vision_grid,
         dtype=recipe.vision_dtype,
     )
     config = LlavaMoleConfig(
@@ -111,18 +114,18 @@ def build_model(
     )
     model.requires_grad_(False)
     model.add_adapters()
-    ends = [t for t in END_OF_TURN if tokenizer.convert_tokens_to_ids(t) in range(len(tokenizer))]
-    ends = [t for t in ends if tokenizer.convert_tokens_to_ids(t) != tokenizer.unk_token_id]
-    end_of_turn = ends[0] if ends else tokenizer.eos_token
     processor = LlavaMoleProcessor(
         LlavaMoleImageProcessor(vision.preprocess),
         tokenizer,
         tokens_per_image=vision.tokens_per_image,
         image_token=image_token,
         condition_on=recipe.parrot.condition_on if recipe.parrot else "turn",
-        chat_template=template_source(recipe.chat_template, tokenizer, image_token, end_of_turn),
+        chat_template=template_source(recipe.chat_template, tokenizer, image_token),
     )
-    stops = {tokenizer.convert_tokens_to_ids(end_of_turn), tokenizer.eos_token_id}
+    # A base model has these tokens too, untrained; stopping at one costs nothing.
+    known = [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN]
+    stops = {token for token in known if token not in (None, tokenizer.unk_token_id)}
+    stops.add(tokenizer.eos_token_id)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(stop for stop in stops if stop is not None),
@@ -131,12 +134,10 @@ def build_model(
     return model.eval(), processor
 
 
-def template_source(
-    name: str, tokenizer: PreTrainedTokenizerBase, image_token: str, end_of_turn: str
-) -> str:
+def template_source(name: str, tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:
     """Raises ConfigError if the tokenizer's own template cannot give a label mask."""
     if name != "tokenizer":
-        return chat_template(name, image_token=image_token, end_of_turn=end_of_turn)
+        return chat_template(name, image_token=image_token)
     own = tokenizer.chat_template
     if not isinstance(own, str) or "generation %}" not in own:
         raise ConfigError(

@@ -117,7 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         force=True,
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if args.command in ("train", "quickstart") and "WORLD_SIZE" not in os.environ:
+            workers = wanted_workers(args)
+            if workers > 1:
+                from llava_mole import ranks
+
+                return ranks.launch(words, workers)
         return {"quickstart": quickstart, "train": train, "chat": chat, "env": env}[args.command](
             args
         )
@@ -129,9 +136,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def wanted_workers(args: argparse.Namespace) -> int:
+    """Processes to start for a command that trains; the recipe is checked on the way."""
+    from llava_mole import ranks
+    from llava_mole.clone import repository_file
+    from llava_mole.training.schema import load_recipe
+
+    if args.command == "train" and args.dry_run:
+        return 1
+    path = args.config or repository_file("configs/starter.yaml")
+    return ranks.affordable(load_recipe(path, args.overrides).workers)
+
+
 def quickstart(args: argparse.Namespace) -> int:
+    from llava_mole import ranks
     from llava_mole.quickstart import run_quickstart
 
+    ranks.join()
     run_quickstart(
         args.out,
         minutes=args.minutes,
@@ -147,6 +168,7 @@ def quickstart(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from llava_mole import ranks
     from llava_mole.training.dry_run import dry_run
     from llava_mole.training.run import run_recipe
     from llava_mole.training.schema import load_recipe
@@ -155,8 +177,10 @@ def train(args: argparse.Namespace) -> int:
     if args.dry_run:
         dry_run(recipe, Console())
         return 0
+    ranks.join()
     run_recipe(recipe, resume=not args.no_resume)
-    print(f"model: {Path(recipe.output_dir) / 'model'}\nlog: {recipe.output_dir}/log.jsonl")
+    if ranks.is_main():
+        print(f"model: {Path(recipe.output_dir) / 'model'}\nlog: {recipe.output_dir}/log.jsonl")
     return 0
 
 

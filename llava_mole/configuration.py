@@ -80,10 +80,12 @@ class VisionConfig(Part):
     """"patch": patches only. "cls_patch": class token first, as Parrot's released code."""
     features: str = "tokens"
     """"tokens": read with forward_intermediates. "map": a convolutional trunk's last map."""
+    grid: int | None = None
+    """Patches are averaged to grid x grid visual tokens (as Gemma 3 does); None keeps all."""
     width: int = 0
     """D_v, of one patch feature."""
     num_patches: int = 0
-    """Patches per image, without the class token."""
+    """Patches per image after averaging, without the class token."""
     model_cfg: dict[str, Any] | None = None
     """open_clip's own model config."""
     preprocess: dict[str, Any] | None = None
@@ -96,6 +98,8 @@ class VisionConfig(Part):
     def __post_init__(self) -> None:
         choose("vision", "select", self.select, SELECTS)
         choose("vision", "features", self.features, ("tokens", "map"))
+        if self.grid is not None and self.grid < 1:
+            raise ConfigError(f"vision.grid={self.grid!r}: must be at least 1, or empty")
 
     @property
     def tokens_per_image(self) -> int:

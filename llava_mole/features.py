@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from llava_mole import ranks
 from llava_mole.folding import folded
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleImageProcessor
@@ -50,9 +51,28 @@ class FeatureStore:
             DataError: a picture is missing or broken.
         """
         todo = [path for path in dict.fromkeys(paths) if path not in self.index]
-        device = self.model.device
-        if not todo:
+        if todo:
+            self.compute(todo, progress)
+
+    def fill_together(self, paths: Sequence[Any], progress: bool = True) -> None:
+        """`fill`, each rank computing its share for all. A collective: every rank must call it with
+        the same paths."""
+        todo = [path for path in dict.fromkeys(paths) if path not in self.index]
+        if ranks.size() == 1 or not todo:
+            self.fill(todo, progress)
             return
+        mine = todo[ranks.rank() :: ranks.size()]
+        self.compute(mine, progress and ranks.is_main())
+        shares = ranks.gather([self.blocks.pop() for _ in mine][::-1])
+        for path in mine:
+            del self.index[path]
+        for number, share in enumerate(shares):
+            for path, feature in zip(todo[number :: ranks.size()], share, strict=True):
+                self.index[path] = len(self.blocks)
+                self.blocks.append(feature)
+
+    def compute(self, todo: Sequence[Any], progress: bool) -> None:
+        device = self.model.device
         tower = self.tower()
         bar = tqdm(total=len(todo), desc="image features", unit="image", disable=not progress)
         with torch.inference_mode(), bar:
@@ -60,9 +80,9 @@ class FeatureStore:
                 part = todo[start : start + self.batch_size]
                 pixels = self.image_processor(part)["pixel_values"].to(device)
                 features = tower(pixels.to(self.dtype)).to("cpu", torch.bfloat16)
-                for path, feature in zip(part, features, strict=True):
+                for path, feature in zip(part, features.unbind(), strict=True):
                     self.index[path] = len(self.blocks)
-                    self.blocks.append(feature)
+                    self.blocks.append(feature.clone())
                 bar.update(len(part))
 
     def tower(self) -> VisionTower:

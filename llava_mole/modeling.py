@@ -309,7 +309,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{tuple(logits.shape)} for {len(targets)} supervised tokens: this family computes "
                 "its head in a way that supervised-only logits do not support"
             )
-        total = heads.supervised_cross_entropy(logits[0], targets)
+        total = heads.supervised_cross_entropy(logits.squeeze(0), targets)
         losses = {"language": total / (len(targets) if num_items is None else num_items)}
         if self.mole is not None:
             losses.update(auxiliary_losses(self.language_model, num_samples))

@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from llava_mole import ranks
 from llava_mole.clone import load_builder, repository_file
 from llava_mole.evaluation.contact_sheet import contact_sheet
 from llava_mole.evaluation.report import Report, evaluate_conditions, render_table
@@ -96,9 +97,8 @@ def run_quickstart(
     Raises:
         ConfigError, DataError, CheckpointError: with what to do.
     """
-    console = Console()
+    console = Console(quiet=not ranks.is_main())
     phases = Phases(console)
-    out.mkdir(parents=True, exist_ok=True)
     data = out / "data"
     path = config or repository_file("configs/starter.yaml")
     # The whole recipe is checked before anything is built.
@@ -113,11 +113,14 @@ def run_quickstart(
             *overrides,
         ],
     )
-    phases.start("starter", "1/5 starter: language model and vision tower")
-    ensure_starter(progress=lambda line: console.print(f"  {line}"))
-    phases.start("data", "2/5 data: OpenMoji pictures, questions in six languages")
-    if not (data / "dataset.json").is_file():
-        load_builder("openmoji").build(data, seed=seed, variants=VARIANTS, eval_items=items)
+    if ranks.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        phases.start("starter", "1/5 starter: language model and vision tower")
+        ensure_starter(progress=lambda line: console.print(f"  {line}"))
+        phases.start("data", "2/5 data: OpenMoji pictures, questions in six languages")
+        if not (data / "dataset.json").is_file():
+            load_builder("openmoji").build(data, seed=seed, variants=VARIANTS, eval_items=items)
+    ranks.barrier()
     training_data = read_data(recipe.data.sources)
     trained, unseen = data / "eval_train.tsv", data / "eval_test.tsv"
     reports: dict[str, Report] = {}
@@ -134,7 +137,7 @@ def run_quickstart(
 
     def before(model: Any, processor: Any, features: Any) -> None:
         phases.start("features", "  features of the frozen tower, once per picture")
-        features.fill(training_data.pictures())
+        features.fill_together(training_data.pictures())
         phases.start("score_before", "3/5 score before training")
         score("before", model, processor, features, BEFORE)
         phases.start("train", f"4/5 train, at most {minutes:g} minutes")
@@ -144,9 +147,10 @@ def run_quickstart(
     phases.start("score_after", "5/5 score after training")
     score("after", result.model, result.processor, result.features, AFTER)
     phases.start("contact_sheet", "  contact sheet")
-    contact_sheet(
-        result.model, result.processor, unseen, trained, out / "contact_sheet.png", seed=seed
-    )
+    if ranks.is_main():
+        contact_sheet(
+            result.model, result.processor, unseen, trained, out / "contact_sheet.png", seed=seed
+        )
     phases.end()
     report = {
         **{name: item.to_dict() for name, item in reports.items()},
@@ -159,8 +163,11 @@ def run_quickstart(
             **phases.seconds,
             **{f"stage_{k}": round(v, 1) for k, v in result.seconds.items()},
         },
-        "peak_memory_gib": round(peak_memory_gib(), 2),
+        "peak_memory_gib": round(sum(ranks.gather(peak_memory_gib())), 2),
+        "workers": ranks.size(),
     }
+    if not ranks.is_main():
+        return report
     beside = out / "report.json.tmp"
     beside.write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
     os.replace(beside, out / "report.json")

@@ -14,6 +14,7 @@ from typing import Any
 import open_clip
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llava_mole.configuration import VisionConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
@@ -37,6 +38,13 @@ class VisionTower(nn.Module):
         self.layer = config.layer
         self.keep_class_token = config.select == "cls_patch"
         self.is_convolutional = config.features == "map"
+        self.grid = config.grid
+
+    def tokens(self, patches: Tensor) -> Tensor:
+        """(N, D_v, H, W) -> (N, P, D_v), row by row, averaged to `grid` x `grid` if asked."""
+        if self.grid is not None:
+            patches = F.adaptive_avg_pool2d(patches, self.grid)
+        return patches.flatten(2).transpose(1, 2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Features of each image, the summary token first.
@@ -46,21 +54,21 @@ class VisionTower(nn.Module):
 
         Returns:
             (N, 1 + P, D_v). Token 0 is the class token, or the mean of the patches where the tower
-            has none.
+            has none. P: patches, or grid * grid.
         """
         if self.is_convolutional:
             trunk = self.visual.trunk
             grid = trunk.forward_features(pixel_values)  # type: ignore[union-attr,operator]
             if grid.shape[1] != trunk.num_features:  # type: ignore[union-attr]
                 grid = grid.permute(0, 3, 1, 2)  # some trunks keep channels last
-            patches = grid.flatten(2).transpose(1, 2)
-            return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
+            summary = grid.flatten(2).mean(dim=2).unsqueeze(1)
+            return torch.cat([summary, self.tokens(grid)], dim=1)
         out = self.visual.forward_intermediates(  # type: ignore[operator]
             pixel_values,
             indices=[-1 if self.layer is None else self.layer],
             normalize_intermediates=self.layer is None,
             intermediates_only=True,
-            output_fmt="NLC",
+            output_fmt="NCHW",
             output_extra_tokens=True,
             stop_early=True,
         )
@@ -69,8 +77,8 @@ class VisionTower(nn.Module):
         if prefix and prefix[0] is not None and prefix[0].shape[1]:
             summary = prefix[0][:, :1]
         else:
-            summary = patches.mean(dim=1, keepdim=True)
-        return torch.cat([summary, patches], dim=1)
+            summary = patches.flatten(2).mean(dim=2).unsqueeze(1)
+        return torch.cat([summary, self.tokens(patches)], dim=1)
 
 
 def feature_kind(visual: nn.Module, pixel_values: Tensor) -> str:
@@ -103,6 +111,7 @@ def load_vision(
     *,
     layer: int | None = None,
     select: str = "patch",
+    grid: int | None = None,
     revision: str | None = None,
     dtype: str = "float32",
 ) -> tuple[VisionTower, VisionConfig]:
@@ -111,7 +120,7 @@ def load_vision(
     Args:
         model: an open_clip name, "local-dir:FOLDER", or "starter".
         pretrained: open_clip tag of the weights. None with an open_clip name: random weights.
-        layer, select, dtype: see `VisionConfig`.
+        layer, select, grid, dtype: see `VisionConfig`.
         revision: kept in the reference.
 
     Raises:
@@ -126,6 +135,7 @@ def load_vision(
         pretrained=pretrained,
         layer=layer,
         select=select,
+        grid=grid,
         model_cfg=model_cfg,
         preprocess={key: list(v) if isinstance(v, tuple) else v for key, v in preprocess.items()},
     )
@@ -202,6 +212,7 @@ def load_referenced(config: VisionConfig) -> VisionTower:
         config.pretrained,
         layer=config.layer,
         select=config.select,
+        grid=config.grid,
         dtype=config.dtype,
     )
     assert found_config.source is not None

@@ -13,7 +13,7 @@ SYSTEM = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
 CHAT = [user("What?", picture()), assistant("a cat"), user("Sure?"), assistant("yes")]
 
 TEXT = {
-    "qa": "<bos><image>What?\na cat<end_of_turn>\nSure?\nyes<end_of_turn>\n",
+    "qa": "<bos><image>What?\na cat<eos>\nSure?\nyes<eos>\n",
     "gemma": (
         "<bos><start_of_turn>user\n<image>What?<end_of_turn>\n"
         "<start_of_turn>model\na cat<end_of_turn>\n"
@@ -29,7 +29,7 @@ TEXT = {
         "USER: <image>What? ASSISTANT: a cat<eos>USER: Sure? ASSISTANT: yes<eos>"
     ),
 }
-END = dict.fromkeys(("qa", "gemma"), "<end_of_turn>")
+END = {"qa": "<eos>", "gemma": "<end_of_turn>"}
 END |= {"chatml": "<|im_end|>", "vicuna_v1": "<eos>"}
 
 
@@ -38,7 +38,7 @@ def processor(name: str) -> LlavaMoleProcessor:
         LlavaMoleImageProcessor({"size": 16}),
         byte_tokenizer(),
         tokens_per_image=4,
-        chat_template=chat_template(name, image_token="<image>", end_of_turn="<end_of_turn>"),
+        chat_template=chat_template(name, image_token="<image>"),
     )
 
 
@@ -89,9 +89,9 @@ def test_plain_strings_are_content_too() -> None:
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Ho"},
     ]
-    assert made.apply_chat_template(chat) == "<bos>Hi\nHo<end_of_turn>\n"
+    assert made.apply_chat_template(chat) == "<bos>Hi\nHo<eos>\n"
 
 
 def test_an_unknown_template_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'chatml'"):
-        chat_template("chatlm", image_token="<image>", end_of_turn="<eos>")
+        chat_template("chatlm", image_token="<image>")

@@ -48,6 +48,22 @@ def test_cls_patch_makes_the_class_token_a_visual_token(tiny_parts: Any) -> None
     assert tower.keep_class_token
 
 
+@pytest.mark.parametrize("part", ["cnn", "vit"])
+def test_a_grid_averages_neighbouring_patches(tiny_parts: Any, part: str) -> None:
+    name = f"local-dir:{tiny_parts.tower(part)}"
+    fine, config = load_vision(name)
+    coarse, pooled = load_vision(name, grid=1)
+    x = pixels(config)
+    with torch.no_grad():
+        every, mean = fine(x), coarse(x)
+    assert (config.num_patches, pooled.num_patches) == (4, 1)
+    assert_close(mean[:, 0], every[:, 0])  # the summary does not change
+    assert_close(mean[:, 1], every[:, 1:].mean(1))
+    assert_close(load_referenced(pooled)(x), mean)
+    with pytest.raises(ConfigError, match="grid"):
+        load_vision(name, grid=0)
+
+
 def test_a_convolutional_trunk_gives_its_last_map_row_by_row(tiny_parts: Any) -> None:
     tower, config = load_vision(f"local-dir:{tiny_parts.tower('cnn')}")
     x = pixels(config)

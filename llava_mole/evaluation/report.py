@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
+from llava_mole import ranks
 from llava_mole.errors import ConfigError
 from llava_mole.evaluation.conditions import CONDITIONS, limited, swap_pictures
 from llava_mole.evaluation.items import Item, read_items
@@ -99,6 +100,8 @@ def evaluate_conditions(
         features: remembers features between calls. None: a store for this call.
         predictions: write them here, as JSONL.
 
+    In a run of several processes (`ranks.py`) this is a collective: each scores its share.
+
     Raises:
         ConfigError: unknown condition or normalization, `unseen` asked for without its file.
         DataError: an item is malformed.
@@ -132,7 +135,7 @@ def evaluate_conditions(
     store = FeatureStore(model, processor.image_processor) if features is None else features
     if isinstance(store, FeatureStore):
         pictures: list[Any] = [shown.image for _, _, shown in tasks if shown is not None]
-        store.fill(pictures, progress=progress)
+        store.fill_together(pictures, progress=progress)
     queries = [
         ask(item, style_of(item.category), None if shown is None else shown.image)
         for _, item, shown in tasks
@@ -143,7 +146,8 @@ def evaluate_conditions(
         queries,
         rows_per_batch=rows_per_batch,
         features=store,
-        progress=progress,
+        progress=progress and ranks.is_main(),
+        together=ranks.size() > 1,
     )
     rows = [
         predict(item, condition, None if shown is None else shown.picture, query, score,
@@ -151,7 +155,7 @@ def evaluate_conditions(
         for (condition, item, shown), query, score in zip(tasks, queries, scores, strict=True)
     ]  # fmt: skip
     seconds = time.monotonic() - started
-    if predictions is not None:
+    if predictions is not None and ranks.is_main():
         write_predictions(rows, predictions)
     protocol = {
         "answer": "the option with the highest log-likelihood, compared by `normalization`",

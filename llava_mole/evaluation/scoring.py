@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llava_mole import heads, tree
+from llava_mole import heads, ranks, tree
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.inject import decoder_of
@@ -37,10 +37,6 @@ Features = Callable[[Sequence[Any]], Tensor]
 
 NORMALIZATIONS = ("mean", "sum", "mean_without_end", "sum_without_end")
 """What `choose` compares. The first is the default everywhere."""
-
-CHUNK = {"cpu": 2}
-"""Positions per float32 log-softmax. On a CPU what stays in its cache is three times as fast."""
-OTHER_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -133,6 +129,7 @@ def score_options(
     features: Features | None = None,
     share_prompt: bool | None = None,
     progress: bool = True,
+    together: bool = False,
 ) -> list[list[OptionScore]]:
     """Likelihoods of every option of every query.
 
@@ -145,6 +142,8 @@ def score_options(
             is encoded once. None: encoded once per batch that shows it.
         share_prompt: options as branches of one row. None: where `tree.check_supported` allows.
         progress: show a bar.
+        together: each rank scores its share for all (see `ranks.py`); every rank must call this
+            with the same queries.
 
     Raises:
         DataError: a query without options, an empty option, a prompt longer than the context, a
@@ -161,6 +160,11 @@ def score_options(
     for index, query in enumerate(queries):
         rows += plan_rows(processor, query, index, share_prompt, context)
     rows.sort(key=lambda row: (len(row.input_ids), row.query))
+    # The longest first: a batch that does not fit in memory fails at once.
+    todo = list(reversed(list(batches(rows, rows_per_batch))))
+    if together:
+        todo = todo[ranks.rank() :: ranks.size()]
+    total = sum(len(batch) for batch in todo)
 
     sums = [[0.0] * len(query.options) for query in queries]
     ends = [[0.0] * len(query.options) for query in queries]
@@ -170,10 +174,9 @@ def score_options(
     try:
         with (
             torch.inference_mode(),
-            tqdm(total=len(rows), desc="scoring", unit="row", disable=not progress) as bar,
+            tqdm(total=total, desc="scoring", unit="row", disable=not progress) as bar,
         ):
-            # The longest first: a batch that does not fit in memory fails at once.
-            for batch in reversed(list(batches(rows, rows_per_batch))):
+            for batch in todo:
                 logprobs = row_logprobs(model, processor, batch, features, share_prompt)
                 at = 0
                 for row in batch:
@@ -185,6 +188,15 @@ def score_options(
                 bar.update(len(batch))
     finally:
         model.train(was_training)
+    if together and ranks.size() > 1:
+        # A rank has counted tokens of the options that it scored, and of no others.
+        for other_sums, other_ends, other_counts in ranks.gather((sums, ends, counts)):
+            for asked, row in enumerate(other_counts):
+                for option, count in enumerate(row):
+                    if count:
+                        sums[asked][option] = other_sums[asked][option]
+                        ends[asked][option] = other_ends[asked][option]
+                        counts[asked][option] = count
     return [
         [OptionScore(*score) for score in zip(*parts, strict=True)]
         for parts in zip(sums, counts, ends, strict=True)
@@ -275,7 +287,7 @@ def row_logprobs(
 ) -> list[float]:
     """log p of every scored token, row by row in the order of `places`.
 
-    Logits are computed at the predicting positions only, S of them; float32 log-softmax in chunks.
+    Logits are computed at the predicting positions only, S of them; log-softmax in float32.
     """
     device = model.device
     input_ids = pad([row.input_ids for row in rows], processor.pad_id, left=False)[0].to(device)
@@ -306,8 +318,7 @@ def row_logprobs(
     index = [(number, position) for number, row in enumerate(rows) for position, _, _ in row.places]
     at = rank[tuple(torch.tensor(index, device=device).T)]
     targets = torch.tensor([t for row in rows for _, t, _ in row.places], device=device)
-    chunks = logits[0].split(CHUNK.get(device.type, OTHER_CHUNK))
-    normalizer = torch.cat([chunk.float().logsumexp(dim=-1) for chunk in chunks])
+    normalizer = heads.log_normalizers(logits[0])
     return (logits[0, at, targets].float() - normalizer[at]).tolist()
 
 

@@ -75,7 +75,7 @@ class StageRecipe:
     """Part -> rate; parts not named are frozen. Parts: vision, projector, parrot, experts, routers,
     lora, language_model."""
     pictures_per_step: int = field(default=12, metadata={"min": 1})
-    """Rows per process and micro-batch."""
+    """Rows per micro-batch, of all `workers` together (under torchrun: of each process)."""
     questions_per_picture: int = field(default=6, metadata={"min": 1})
     share_prefix: bool = True
     """Questions about one picture share its visual tokens. Not with Parrot on."""
@@ -102,6 +102,10 @@ class Recipe:
     minutes: float | None = field(default=None, metadata={"above": 0})
     """Bound on training; each stage's schedule ends within its share of it."""
     threads: int | None = field(default=None, metadata={"min": 1})
-    """CPU threads; torch's choice if empty."""
+    """CPU threads of each process; torch's choice if empty."""
+    workers: int = field(default=1, metadata={"min": 1})
+    """Processes on this machine that share each step's rows; on CPUs two processes of one core each
+    are faster than two threads. Fewer are started where there are fewer cores, one where there is
+    an accelerator (use torchrun for several)."""
     training: dict[str, Any] = field(default_factory=dict)
     """transformers.TrainingArguments for every language stage, by their own names."""

@@ -23,6 +23,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
+from llava_mole import ranks
 from llava_mole.building import build_model
 from llava_mole.data.collator import Collator
 from llava_mole.data.readers import read_llava_json
@@ -169,6 +170,7 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         "report_to": "none",
         "dataloader_num_workers": 0,
         "adam_beta2": 0.98,
+        "ddp_find_unused_parameters": False,  # every trained part has a gradient on every rank
         "disable_tqdm": False,
         **recipe.training,
         **stage.training,
@@ -177,7 +179,7 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         return TrainingArguments(
             output_dir=str(folder),
             max_steps=stage.steps,
-            per_device_train_batch_size=stage.pictures_per_step,
+            per_device_train_batch_size=rows_per_process(recipe, stage),
             seed=recipe.seed,
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
@@ -223,22 +225,12 @@ def run_recipe(
         ConfigError, DataError, CheckpointError: with what to do.
     """
     out = Path(recipe.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        shutil.rmtree(out / "stages", ignore_errors=True)
-        (out / "log.jsonl").unlink(missing_ok=True)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     set_seed(recipe.seed)
-    resolved = json.dumps(dataclasses.asdict(recipe), indent=2, default=str, ensure_ascii=False)
-    described = out / "recipe.json"
-    changed = described.is_file() and described.read_text(encoding="utf-8") != resolved
-    if changed and (out / "stages").is_dir():
-        raise ConfigError(
-            f"{out} holds a run of another recipe ({described}); choose another output_dir, "
-            "or start anew with --no-resume"
-        )
-    described.write_text(resolved, encoding="utf-8")
+    if ranks.is_main():
+        prepare_folder(recipe, out, resume)
+    ranks.barrier()
     data = data or read_data(recipe.data.sources)
     build = dataclasses.replace(recipe.model, parrot=None)
     model, processor = build_model(build)
@@ -259,11 +251,54 @@ def run_recipe(
             continue
         started = time.monotonic()
         run_stage(recipe, stage, folder, model, processor, data, features)
-        model.save_pretrained(folder / "model", processor=processor)
+        save_on_main(model, processor, folder / "model")
         seconds[stage.name] = time.monotonic() - started
     model.eval()
-    model.save_pretrained(out / "model", processor=processor)
+    save_on_main(model, processor, out / "model")
     return RunResult(model, processor, features, seconds)
+
+
+def prepare_folder(recipe: Recipe, out: Path, resume: bool) -> None:
+    """Make OUT, or check that it holds a run of the same recipe.
+
+    Raises:
+        ConfigError: it holds another's.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        shutil.rmtree(out / "stages", ignore_errors=True)
+        (out / "log.jsonl").unlink(missing_ok=True)
+    resolved = json.dumps(dataclasses.asdict(recipe), indent=2, default=str, ensure_ascii=False)
+    described = out / "recipe.json"
+    changed = described.is_file() and described.read_text(encoding="utf-8") != resolved
+    if changed and (out / "stages").is_dir():
+        raise ConfigError(
+            f"{out} holds a run of another recipe ({described}); choose another output_dir, "
+            "or start anew with --no-resume"
+        )
+    described.write_text(resolved, encoding="utf-8")
+
+
+def save_on_main(model: Any, processor: LlavaMoleProcessor, folder: Path) -> None:
+    """One rank writes, all wait for it."""
+    if ranks.is_main():
+        model.save_pretrained(folder, processor=processor)
+    ranks.barrier()
+
+
+def rows_per_process(recipe: Recipe, stage: StageRecipe) -> int:
+    """A step's rows, shared among the recipe's own workers.
+
+    Raises:
+        ConfigError: they cannot be shared evenly.
+    """
+    workers = ranks.workers()
+    if stage.pictures_per_step % workers:
+        raise ConfigError(
+            f"stages.{stage.name}.pictures_per_step={stage.pictures_per_step} cannot be shared by "
+            f"{workers} workers: choose a multiple, or workers=1"
+        )
+    return stage.pictures_per_step // workers
 
 
 def run_stage(
@@ -282,21 +317,26 @@ def run_stage(
         budget = recipe.minutes * 60 * (stage.share_of_time or 0)
     frozen_tower = "vision" not in stage.learning_rates
     if frozen_tower:
-        features.fill(data.pictures())
+        features.fill_together(data.pictures())
     if stage.kind == "warm_start":
-        log.truncate_after(-1)
         set_trainable(model, {"projector": stage.warm_start.learning_rate})
-        done = warm_start(
-            model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
-            seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
-        )  # fmt: skip
-        logger.info("warm start: %s", done)
+        if ranks.is_main():  # alone, with the cores of those who wait
+            log.truncate_after(-1)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(recipe.threads or threads * ranks.workers())
+            done = warm_start(
+                model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
+                seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
+            )  # fmt: skip
+            torch.set_num_threads(threads)
+            logger.info("warm start: %s", done)
+        ranks.same_weights(model.projector)
         return
     if stage.share_prefix:
         check_supported(model.language_model.config)
     set_trainable(model, stage.learning_rates)
     arguments = training_arguments(recipe, stage, folder)
-    per_step = stage.pictures_per_step * arguments.gradient_accumulation_steps
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     rows = stage_rows(recipe, stage, data, processor, stage.steps * per_step * arguments.world_size)
     collator = Collator(
         processor,
@@ -318,6 +358,7 @@ def run_stage(
     trainer.add_callback(log)
     trainer.add_callback(TimeBudget(trainer))
     checkpoint = latest_checkpoint(folder)
-    log.truncate_after(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1)
+    if ranks.is_main():
+        log.truncate_after(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1)
     model.config.use_cache = False
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
-from llava_mole import checkpoint
+from llava_mole import checkpoint, ranks
 from llava_mole.data.collator import count_batch
 from llava_mole.mole import samples_by_expert
 from llava_mole.training.parts import parameters_by_part
@@ -61,6 +61,8 @@ class StageTrainer(Trainer):
         self.rates = rates
         self.time_budget = time_budget
         self.started = time.monotonic()
+        self.elapsed = 0.0
+        """Seconds, as the main rank's clock says: all ranks must agree on rate and end."""
         self.samples_in_step: Tensor | int | None = None
         self._sums: dict[str, float] = defaultdict(float)
         self._use: dict[str, list[Tensor]] = defaultdict(list)
@@ -96,7 +98,7 @@ class StageTrainer(Trainer):
         by_steps = step / max(total, 1)
         if self.time_budget is None:
             return by_steps
-        return max(by_steps, (time.monotonic() - self.started) / self.time_budget)
+        return max(by_steps, self.elapsed / self.time_budget)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -217,8 +219,13 @@ class TimeBudget(TrainerCallback):
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.started = time.monotonic()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        budget = self.trainer.time_budget
-        if budget is not None and time.monotonic() - self.trainer.started >= budget:
-            control.should_training_stop = True
+        trainer = self.trainer
+        if trainer.time_budget is not None:
+            trainer.elapsed = ranks.from_main(time.monotonic() - trainer.started)
+            if trainer.elapsed >= trainer.time_budget:
+                control.should_training_stop = True
         return control

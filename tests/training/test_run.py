@@ -181,6 +181,47 @@ def test_the_command_line_trains_and_reports_errors_in_one_message(
     assert "did you mean 'steps'" in capsys.readouterr().err
 
 
+def test_two_workers_train_what_one_trains(recipe_file: Path, tmp_path: Path) -> None:
+    """The same rows in every step, shared; warm start, Parrot and time bound included."""
+    options = ["--config", str(recipe_file)]
+    runs = {}
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}"
+        assert main(["train", *options, f"workers={workers}", f"output_dir={out}"]) == 0
+        runs[workers] = log_lines(out)
+        assert (out / "model" / "config.json").is_file()
+    assert [line["step"] for line in runs[1]] == [line["step"] for line in runs[2]]
+    for one, two in zip(runs[1], runs[2], strict=True):
+        for name in ("loss", "loss_language", "loss_balance", "loss_contrastive", "grad_norm"):
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-4), (name, one)
+
+
+def test_workers_stop_together_when_time_is_up(recipe_file: Path, tmp_path: Path) -> None:
+    options = ["minutes=0.1", "stages.instruct.steps=100000", "stages.instruct.share_of_time=0.5"]
+    options += ["stages.warm.share_of_time=0.2", "stages.parrot.share_of_time=0.2", "workers=2"]
+    options += ["training.save_strategy='no'"]
+    assert main(["train", "--config", str(recipe_file), *options]) == 0
+    steps = [line["step"] for line in log_lines(tmp_path / "run") if line["stage"] == "instruct"]
+    assert 0 < max(steps) < 100000
+
+
+def test_a_worker_that_fails_ends_the_run_and_is_heard(
+    recipe_file: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (data / "images" / "3.png").write_bytes(b"not a picture")
+    assert main(["train", "--config", str(recipe_file), "workers=2"]) == 2
+    assert "3.png" in capfd.readouterr().err
+
+
+def test_rows_that_workers_cannot_share_are_refused(
+    recipe_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["workers=2", "stages.instruct.pictures_per_step=3"]
+    assert main(["train", "--config", str(recipe_file), *options]) == 2
+    assert "stages.instruct.pictures_per_step=3" in capfd.readouterr().err
+
+
 def test_a_missing_data_file_says_how_to_make_it(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, ["data.sources.0.path=nowhere.json"])
     with pytest.raises(DataError, match=r"nowhere\.json not found"):

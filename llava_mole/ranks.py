@@ -1,0 +1,165 @@
+"""Several processes, one run: who am I, wait for the others, share what each worked out.
+
+On CPUs, processes that each own their cores beat threads that share every small operation: a step
+of the starter is full of them. `launch` starts a command once per rank on this machine and tears
+all down when one fails; torchrun does the same across machines. In a process that was not started
+in either way every function here is a no-op.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+WORKERS = "LLAVA_MOLE_WORKERS"
+
+PATIENCE = timedelta(hours=6)
+"""How long a rank waits for another that builds data or warms up alone."""
+
+
+def size() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """0 is the one that writes files and talks to the user."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if size() > 1:
+        distributed.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in order of ranks, on every rank. A collective: all must call it."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """The main rank's value, on every rank. A collective."""
+    if size() == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+@torch.no_grad()
+def same_weights(module: torch.nn.Module) -> None:
+    """Give every rank the main rank's parameters and buffers. A collective."""
+    if size() == 1:
+        return
+    for tensor in module.state_dict().values():
+        distributed.broadcast(tensor.detach(), src=0)
+
+
+def join() -> None:
+    """Join the group that `launch` (or torchrun) started this process in, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        from accelerate import PartialState
+
+        cpu = not torch.accelerator.is_available()
+        PartialState(cpu=cpu, timeout=PATIENCE, **({"backend": "gloo"} if cpu else {}))
+
+
+def workers() -> int:
+    """Ranks that `launch` started, which share what a recipe asks of one machine; else 1."""
+    return int(os.environ.get(WORKERS, "1"))
+
+
+def affordable(wanted: int) -> int:
+    """How many of the wanted workers this machine should start."""
+    return 1 if torch.accelerator.is_available() else min(wanted, cores())
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def launch(command: Sequence[str], processes: int) -> int:
+    """Run `python -m llava_mole.cli COMMAND…` once per rank on this machine; its exit code.
+
+    Rank 0 has the terminal. The others' words are kept, and shown if one of them is the first to
+    fail. When any rank fails or the user interrupts, all end.
+    """
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    shared = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        WORKERS: str(processes), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": str(max(1, cores() // processes)),
+    }  # fmt: skip
+    running: list[subprocess.Popen[bytes]] = []
+    stack = ExitStack()
+    said = [
+        stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        for _ in range(processes - 1)
+    ]
+    try:
+        for index in range(processes):
+            mine = {"RANK": str(index), "LOCAL_RANK": str(index)}
+            running.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "llava_mole.cli", *command],
+                    env={**shared, **mine},
+                    stdout=said[index - 1] if index else None,
+                    stderr=subprocess.STDOUT if index else None,
+                )
+            )
+        while True:
+            codes = [process.poll() for process in running]
+            failed = [index for index, code in enumerate(codes) if code]
+            if failed:
+                time.sleep(0.5)  # a bad recipe fails on all ranks: let the main one speak
+                first, code = failed[0], codes[failed[0]] or 1
+                if first and running[0].poll() in (None, 0):
+                    said[first - 1].seek(0)
+                    sys.stderr.write(f"rank {first}:\n")
+                    sys.stderr.write(said[first - 1].read()[-8000:].decode(errors="replace"))
+                if code < 0:
+                    sys.stderr.write(
+                        f"rank {first} was ended by signal {-code}"
+                        + (": out of memory? Try workers=1\n" if code == -signal.SIGKILL else "\n")
+                    )
+                return code if code > 0 else 128 - code
+            if all(code == 0 for code in codes):
+                return 0
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in running:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        stack.close()
