@@ -91,7 +91,7 @@ class VisionConfig(Part):
     preprocess: dict[str, Any] | None = None
     """open_clip's PreprocessCfg: size, mean, std, interpolation, resize_mode, fill_color."""
     dtype: str = "float32"
-    """What the tower computes in. Small convolutional towers lose 20 % of a feature to bf16."""
+    """What the tower computes in. A small convolutional tower loses much to bfloat16."""
     source: dict[str, Any] | None = None
     """A WeightSource, or None if the tower's weights are saved with the model."""
 

@@ -31,14 +31,14 @@ from llava_mole.training.schema import load_recipe
 
 logger = logging.getLogger(__name__)
 
-# Questions per language, by condition and kind. Each costs a pass over its own picture, about 80 ms
-# on two cores, so what says little is asked less: unseen pictures cannot be named, and an untrained
-# projector is at chance.
+# Questions per language, by condition and kind. Unseen pictures are not named: their names were never
+# taught. Before training little is asked, for an untrained projector is at chance.
+KINDS = dict.fromkeys(("naming", "kind", "attribute", "yes_no", "choice"), 100)
 AFTER = {
-    "trained": {"naming": 100, "kind": 100, "attribute": 100, "yes_no": 100, "choice": 100},
-    "unseen": {"kind": 100, "attribute": 100},
-    "withheld": {"naming": 100, "kind": 100, "attribute": 100},
-    "swapped": {"naming": 100},
+    "trained": KINDS,
+    "unseen": {kind: number for kind, number in KINDS.items() if kind != "naming"},
+    "withheld": KINDS,
+    "swapped": KINDS,
 }
 BEFORE = {"trained": {"naming": 25, "kind": 25}}
 VARIANTS = 3

@@ -38,8 +38,7 @@ class DataRecipe:
     kind_weights: dict[str, float] = field(default_factory=dict)
     """How often each kind of question is drawn, relative to 1; 0 leaves a kind out."""
     variant_share: float = field(default=0.5, metadata={"min": 0, "max": 1})
-    """Share of language rows that show another drawing of their picture, where there are any. The
-    warm start shows all drawings alike."""
+    """Share of language rows that show another drawing of their picture, where there are any."""
 
 
 @dataclass
@@ -59,6 +58,11 @@ class WarmStartRecipe:
     """Share of visual tokens left out of a picture's mean."""
     hard_share: float = field(default=0.0, metadata={"min": 0, "max": 1})
     """Share of a step's pictures drawn as neighbours in the source's order (same subject)."""
+    alignment_weight: float = field(default=3.0, metadata={"min": 0})
+    """Weight of 1 - cosine between a picture and its names. Contrast alone finds directions that
+    tell pictures apart; the language model reads those that point to the names."""
+    variant_share: float = field(default=0.5, metadata={"min": 0, "max": 1})
+    """Share of pictures shown as another drawing, where there are any."""
     scale_weight: float = field(default=0.0, metadata={"min": 0})
     """Weight of the penalty that keeps projected tokens at the embeddings' scale."""
 

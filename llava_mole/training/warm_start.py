@@ -4,7 +4,8 @@ A symmetric contrastive loss between each picture and its name, in every languag
 picture's vector is the mean of its projected tokens, the name's is the mean of its *input*
 embeddings, both centred (names per language, or the language itself would be the easiest feature).
 No language-model forward pass, so a step is cheap, and the gradient says where in the embedding
-space a picture belongs instead of asking all layers to find out.
+space a picture belongs instead of asking all layers to find out. A second term pulls the picture
+towards its names: contrast alone is content with any direction that tells pictures apart.
 
 Works for any tower and language model; on the decoder's side only the embedding table is used.
 """
@@ -113,6 +114,15 @@ def contrastive_loss(pictures: Tensor, names: Tensor, mask: Tensor, scale: Tenso
     return torch.stack(losses).mean()
 
 
+def alignment_loss(pictures: Tensor, names: Tensor, mask: Tensor) -> Tensor:
+    """1 - cosine between a picture and its names, mean over pairs. Arguments as above.
+
+    With names in several languages it cannot reach 0: the best a picture can do is their mean.
+    """
+    cosines = torch.einsum("kd,kld->kl", F.normalize(pictures, dim=-1), names)
+    return 1 - cosines[mask].mean()
+
+
 def random_tokens(features: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """A random subset of each picture's tokens, (K, P, D_v) -> (K, round(share * P), D_v).
 
@@ -142,6 +152,13 @@ def draw_pictures(rng: np.random.Generator, total: int, count: int, hard_share: 
             break
         chosen.add(int(index))
     return np.array(sorted(chosen))[: max(count, 2)]
+
+
+def draw_drawing(rng: np.random.Generator, drawings: Sequence[Path], variant_share: float) -> Path:
+    """The picture itself (the first), or with probability `variant_share` one of the others."""
+    if len(drawings) == 1 or rng.random() >= variant_share:
+        return drawings[0]
+    return drawings[1 + int(rng.integers(len(drawings) - 1))]
 
 
 def warm_start(
@@ -175,11 +192,11 @@ def warm_start(
         Last loss, accuracy of the last step (picture to name, mean over languages), seconds.
     """
     started = time.monotonic()
-    named = names_of_pictures(samples, recipe.kind)
-    pictures = list(named)
-    languages = sorted({language for names in named.values() for language in names})
-    vectors, mask = name_vectors(model, processor, list(named.values()), languages)
-    tokens = [t for names in named.values() for name in names.values()
+    by_picture = names_of_pictures(samples, recipe.kind)
+    pictures = list(by_picture)
+    languages = sorted({language for names in by_picture.values() for language in names})
+    vectors, mask = name_vectors(model, processor, list(by_picture.values()), languages)
+    tokens = [t for names in by_picture.values() for name in names.values()
               for t in processor.question_ids(name)]  # fmt: skip
     centre, target_std = embedding_statistics(model, tokens)
     drawings = [[path, *(variants or {}).get(path, ())] for path in pictures]
@@ -197,7 +214,7 @@ def warm_start(
          {"params": [log_scale], "weight_decay": 0.0, "scale": 10.0}],
         lr=recipe.learning_rate,
     )  # fmt: skip
-    last = {"loss_contrastive": math.nan, "accuracy": 0.0}
+    last = {"loss_contrastive": math.nan, "cosine": 0.0, "accuracy": 0.0}
     for step in tqdm(range(steps), desc="warm start", unit="step"):
         elapsed = time.monotonic() - started
         progress = max(step / steps, elapsed / time_budget if time_budget else 0.0)
@@ -207,7 +224,7 @@ def warm_start(
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
         rows = draw_pictures(rng, len(pictures), recipe.pictures_per_step, recipe.hard_share)
-        paths = [drawings[r][int(rng.integers(len(drawings[r])))] for r in rows]
+        paths = [draw_drawing(rng, drawings[r], recipe.variant_share) for r in rows]
         x = random_tokens(features(paths)[:, 1:], 1 - recipe.token_dropout, generator)
         x = x.to(model.device).float()
         if recipe.feature_noise:
@@ -220,18 +237,24 @@ def warm_start(
         vector = vector - centre
         scale = log_scale.exp().clamp(max=100.0)
         named_rows = vectors[rows].to(vector.device)
-        loss = contrastive_loss(vector, named_rows, mask[rows].to(vector.device), scale)
+        named = mask[rows].to(vector.device)
+        loss = contrastive_loss(vector, named_rows, named, scale)
+        away = alignment_loss(vector, named_rows, named)
         std = (projected - centre).std()
         penalty = recipe.scale_weight * (std / target_std).log().pow(2)
         optimizer.zero_grad(set_to_none=True)
-        (loss + penalty).backward()
+        (loss + recipe.alignment_weight * away + penalty).backward()
         optimizer.step()
         if step % 25 == 0 or step == steps - 1:
             with torch.no_grad():
                 unit = F.normalize(vector, dim=-1)
                 hit = torch.einsum("id,jld->lij", unit, named_rows).argmax(-1)
                 right = hit == torch.arange(len(rows), device=hit.device)
-            last = {"loss_contrastive": loss.item(), "accuracy": right.float().mean().item()}
+            last = {
+                "loss_contrastive": loss.item(),
+                "cosine": 1 - away.item(),
+                "accuracy": right.float().mean().item(),
+            }
             if log is not None:
                 log({"step": step, **last, "scale_ratio": std.item() / target_std})
     model.projector.eval()

@@ -1,5 +1,6 @@
 """Warm start: pictures are pulled towards their names, and nothing else is touched."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from llava_mole.errors import DataError
 from llava_mole.features import FeatureStore
 from llava_mole.training.recipe import WarmStartRecipe
 from llava_mole.training.warm_start import (
+    alignment_loss,
     contrastive_loss,
+    draw_drawing,
     draw_pictures,
     embedding_statistics,
     name_vectors,
@@ -52,8 +55,10 @@ def parts(tiny_model: Callable[..., Any]) -> tuple[Any, Any, FeatureStore]:
 
 def run(parts: Any, samples: list[Sample], **options: Any) -> dict[str, float]:
     model, processor, features = parts
+    knobs = {name: options.pop(name) for name in ("alignment_weight",) if name in options}
+    recipe = dataclasses.replace(RECIPE, **knobs)
     return warm_start(
-        model, processor, samples, features, RECIPE, **{"steps": 400, "seed": 0, **options}
+        model, processor, samples, features, recipe, **{"steps": 400, "seed": 0, **options}
     )
 
 
@@ -63,7 +68,35 @@ def test_pictures_come_to_be_told_apart_by_name(parts: Any, samples: list[Sample
     after = run(parts, samples, log=logged.append)
     assert after["loss_contrastive"] < 0.5 * before["loss_contrastive"]
     assert after["accuracy"] > 0.9
-    assert {"step", "loss_contrastive", "accuracy", "scale_ratio"} <= logged[0].keys()
+    assert {"step", "loss_contrastive", "cosine", "accuracy", "scale_ratio"} <= logged[0].keys()
+
+
+def test_alignment_brings_pictures_closer_to_their_names(
+    tiny_model: Callable[..., Any], samples: list[Sample]
+) -> None:
+    cosines = []
+    for weight in (0.0, 3.0):
+        model, processor = tiny_model("gemma3_text", awake=False)
+        features = FeatureStore(model, processor.image_processor)
+        last = run((model, processor, features), samples, alignment_weight=weight)
+        cosines.append(last["cosine"])
+    assert cosines[1] > cosines[0] + 0.05
+
+
+def test_alignment_loss_is_one_minus_the_mean_cosine_of_real_pairs() -> None:
+    pictures = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    names = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True], [True, False]])
+    assert alignment_loss(pictures, names, mask).item() == pytest.approx(1 - (1 + 0 - 1) / 3)
+
+
+def test_a_share_of_pictures_is_shown_re_drawn() -> None:
+    rng = np.random.default_rng(0)
+    drawings = [Path("plain"), Path("a"), Path("b")]
+    drawn = [draw_drawing(rng, drawings, 0.4) for _ in range(4000)]
+    assert 0.37 < 1 - drawn.count(drawings[0]) / 4000 < 0.43
+    assert abs(drawn.count(drawings[1]) - drawn.count(drawings[2])) < 200
+    assert {draw_drawing(rng, drawings[:1], 1.0) for _ in range(9)} == {drawings[0]}
 
 
 def test_only_the_projector_learns(parts: Any, samples: list[Sample]) -> None:
