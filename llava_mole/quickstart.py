@@ -31,8 +31,8 @@ from llava_mole.training.schema import load_recipe
 
 logger = logging.getLogger(__name__)
 
-# Questions per language, by condition and kind. Unseen pictures are not named: their names were never
-# taught. Before training little is asked, for an untrained projector is at chance.
+# Questions per language, by condition and kind. Unseen pictures are not named: their names were
+# never taught. Before training little is asked, for an untrained projector is at chance.
 KINDS = dict.fromkeys(("naming", "kind", "attribute", "yes_no", "choice"), 100)
 AFTER = {
     "trained": KINDS,

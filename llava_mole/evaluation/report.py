@@ -127,7 +127,8 @@ def evaluate_conditions(
             items_per_cell.get(condition) if isinstance(items_per_cell, Mapping) else items_per_cell
         )
         items = limited(files["unseen" if condition == "unseen" else "trained"], cap)
-        swaps = swap_pictures(items, seed) if condition == "swapped" else {}
+        # Drawn among all items of the file: which picture an item gets does not hang on the cap.
+        swaps = swap_pictures(files["trained"], seed) if condition == "swapped" else {}
         for item in items:
             shown = None if condition == "withheld" else swaps.get(item.index, item)
             tasks.append((condition, item, shown))

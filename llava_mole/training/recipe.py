@@ -61,6 +61,9 @@ class WarmStartRecipe:
     alignment_weight: float = field(default=3.0, metadata={"min": 0})
     """Weight of 1 - cosine between a picture and its names. Contrast alone finds directions that
     tell pictures apart; the language model reads those that point to the names."""
+    also: dict[str, float] = field(default_factory=dict)
+    """Other kinds whose short answers (a category, a colour) the picture is pulled towards as well:
+    kind -> weight of 1 - cosine. Many pictures share such an answer, so there is no contrast."""
     variant_share: float = field(default=0.5, metadata={"min": 0, "max": 1})
     """Share of pictures shown as another drawing, where there are any."""
     scale_weight: float = field(default=0.0, metadata={"min": 0})

@@ -5,7 +5,8 @@ picture's vector is the mean of its projected tokens, the name's is the mean of 
 embeddings, both centred (names per language, or the language itself would be the easiest feature).
 No language-model forward pass, so a step is cheap, and the gradient says where in the embedding
 space a picture belongs instead of asking all layers to find out. A second term pulls the picture
-towards its names: contrast alone is content with any direction that tells pictures apart.
+towards its names, and if asked towards its answers of other kinds (its category, its colour):
+contrast alone is content with any direction that tells pictures apart.
 
 Works for any tower and language model; on the decoder's side only the embedding table is used.
 """
@@ -199,6 +200,12 @@ def warm_start(
     tokens = [t for names in by_picture.values() for name in names.values()
               for t in processor.question_ids(name)]  # fmt: skip
     centre, target_std = embedding_statistics(model, tokens)
+    others = []
+    for kind, weight in recipe.also.items():
+        answers = names_of_pictures(samples, kind)
+        others.append((weight, *name_vectors(
+            model, processor, [answers.get(picture, {}) for picture in pictures], languages
+        )))  # fmt: skip
     drawings = [[path, *(variants or {}).get(path, ())] for path in pictures]
     model.projector.match_scale(features([d[0] for d in drawings[:64]])[:, 1:], centre, target_std)
 
@@ -240,10 +247,16 @@ def warm_start(
         named = mask[rows].to(vector.device)
         loss = contrastive_loss(vector, named_rows, named, scale)
         away = alignment_loss(vector, named_rows, named)
+        pull = recipe.alignment_weight * away
+        for weight, answer_vectors, answered in others:
+            some = answered[rows].to(vector.device)
+            if some.any():
+                answer_rows = answer_vectors[rows].to(vector.device)
+                pull = pull + weight * alignment_loss(vector, answer_rows, some)
         std = (projected - centre).std()
         penalty = recipe.scale_weight * (std / target_std).log().pow(2)
         optimizer.zero_grad(set_to_none=True)
-        (loss + recipe.alignment_weight * away + penalty).backward()
+        (loss + pull + penalty).backward()
         optimizer.step()
         if step % 25 == 0 or step == steps - 1:
             with torch.no_grad():

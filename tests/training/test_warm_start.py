@@ -55,7 +55,7 @@ def parts(tiny_model: Callable[..., Any]) -> tuple[Any, Any, FeatureStore]:
 
 def run(parts: Any, samples: list[Sample], **options: Any) -> dict[str, float]:
     model, processor, features = parts
-    knobs = {name: options.pop(name) for name in ("alignment_weight",) if name in options}
+    knobs = {name: options.pop(name) for name in ("alignment_weight", "also") if name in options}
     recipe = dataclasses.replace(RECIPE, **knobs)
     return warm_start(
         model, processor, samples, features, recipe, **{"steps": 400, "seed": 0, **options}
@@ -81,6 +81,31 @@ def test_alignment_brings_pictures_closer_to_their_names(
         last = run((model, processor, features), samples, alignment_weight=weight)
         cosines.append(last["cosine"])
     assert cosines[1] > cosines[0] + 0.05
+
+
+def test_answers_of_other_kinds_pull_too(
+    tiny_model: Callable[..., Any], samples: list[Sample]
+) -> None:
+    """Half of the pictures also have a tone, which no name holds."""
+    tones = {"white": "hell", "yellow": "hell", "black": "dunkel", "blue": "dunkel"}
+    both = list(samples)
+    for sample in samples:
+        tone = tones.get(sample.images[0].stem)
+        if tone and sample.language == "de":
+            turns = (sample.turns[0], Turn("assistant", tone))
+            both.append(dataclasses.replace(sample, turns=turns, metadata={"kind": "tone"}))
+    near = []
+    for also in ({}, {"tone": 5.0}):
+        model, processor = tiny_model("gemma3_text", awake=False)
+        features = FeatureStore(model, processor.image_processor)
+        run((model, processor, features), both, also=also)
+        named = names_of_pictures(both, "tone")
+        vectors, mask = name_vectors(model, processor, list(named.values()), ["de"])
+        seen = model.projector(features(list(named))[:, 1:].float()).mean(1)
+        seen = seen - model.projector(features(list(dict.fromkeys(
+            s.images[0] for s in samples)))[:, 1:].float()).mean((0, 1))  # fmt: skip
+        near.append(1 - alignment_loss(seen, vectors, mask).item())
+    assert near[1] > near[0] + 0.1
 
 
 def test_alignment_loss_is_one_minus_the_mean_cosine_of_real_pairs() -> None:
