@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if args.command in ("train", "quickstart") and "WORLD_SIZE" not in os.environ:
+        if args.command in ("train", "quickstart") and os.environ.get("WORLD_SIZE", "1") == "1":
             workers = wanted_workers(args)
             if workers > 1:
                 from llava_mole import ranks

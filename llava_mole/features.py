@@ -57,19 +57,22 @@ class FeatureStore:
     def fill_together(self, paths: Sequence[Any], progress: bool = True) -> None:
         """`fill`, each rank computing its share for all. A collective: every rank must call it with
         the same paths."""
-        todo = [path for path in dict.fromkeys(paths) if path not in self.index]
-        if ranks.size() == 1 or not todo:
-            self.fill(todo, progress)
+        if ranks.size() == 1:
+            self.fill(paths, progress)
+            return
+        # What no rank may take for granted: all must agree on whether there is anything to share.
+        have = set.intersection(*(set(there) for there in ranks.gather(list(self.index))))
+        todo = [path for path in dict.fromkeys(paths) if path not in have]
+        if not todo:
             return
         mine = todo[ranks.rank() :: ranks.size()]
-        self.compute(mine, progress and ranks.is_main())
-        shares = ranks.gather([self.blocks.pop() for _ in mine][::-1])
-        for path in mine:
-            del self.index[path]
+        self.fill(mine, progress and ranks.is_main())
+        shares = ranks.gather([self.blocks[self.index[path]] for path in mine])
         for number, share in enumerate(shares):
             for path, feature in zip(todo[number :: ranks.size()], share, strict=True):
-                self.index[path] = len(self.blocks)
-                self.blocks.append(feature)
+                if path not in self.index:
+                    self.index[path] = len(self.blocks)
+                    self.blocks.append(feature)
 
     def compute(self, todo: Sequence[Any], progress: bool) -> None:
         device = self.model.device

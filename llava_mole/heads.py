@@ -76,7 +76,8 @@ def float_rows(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def log_normalizers(logits: Tensor) -> Tensor:
-    """log sum exp of each row in float32, (S, V) -> (S,), without a float32 copy; no gradient."""
+    """log sum exp of each row in float32, (S, V) -> (S,), without keeping a float32 copy; no
+    gradient."""
     out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     for part, values in float_rows(logits.detach()):
         top = values.amax(dim=1, keepdim=True)

@@ -45,7 +45,7 @@ VARIANTS = 3
 
 
 def peak_memory_gib() -> float:
-    """Largest resident size of this process so far, GiB."""
+    """Largest resident size of this process so far, GiB; the report adds up all workers'."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

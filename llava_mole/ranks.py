@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ import torch
 from torch import distributed
 
 WORKERS = "LLAVA_MOLE_WORKERS"
+LAUNCHER = "LLAVA_MOLE_LAUNCHER"
 
 PATIENCE = timedelta(hours=6)
 """How long a rank waits for another that builds data or warms up alone."""
@@ -66,13 +68,11 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
-@torch.no_grad()
 def same_weights(module: torch.nn.Module) -> None:
     """Give every rank the main rank's parameters and buffers. A collective."""
-    if size() == 1:
-        return
-    for tensor in module.state_dict().values():
-        distributed.broadcast(tensor.detach(), src=0)
+    if size() > 1:
+        state = {name: value.cpu() for name, value in module.state_dict().items()}
+        module.load_state_dict(from_main(state if is_main() else None))
 
 
 def join() -> None:
@@ -80,8 +80,19 @@ def join() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         from accelerate import PartialState
 
+        if LAUNCHER in os.environ:
+            threading.Thread(
+                target=_end_with, args=(int(os.environ[LAUNCHER]),), daemon=True
+            ).start()
         cpu = not torch.accelerator.is_available()
         PartialState(cpu=cpu, timeout=PATIENCE, **({"backend": "gloo"} if cpu else {}))
+
+
+def _end_with(parent: int) -> None:
+    """A launcher that was killed outright cannot end its ranks: they watch it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def workers() -> int:
@@ -90,8 +101,11 @@ def workers() -> int:
 
 
 def affordable(wanted: int) -> int:
-    """How many of the wanted workers this machine should start."""
-    return 1 if torch.accelerator.is_available() else min(wanted, cores())
+    """How many of the wanted workers this machine should start: a divisor, so that they can share
+    what the wanted ones could."""
+    if torch.accelerator.is_available():
+        return 1
+    return next(n for n in range(min(wanted, cores()), 0, -1) if wanted % n == 0)
 
 
 def cores() -> int:
@@ -112,7 +126,8 @@ def launch(command: Sequence[str], processes: int) -> int:
         port = server.getsockname()[1]
     shared = {
         **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        WORKERS: str(processes), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        WORKERS: str(processes), LAUNCHER: str(os.getpid()),
         "OMP_NUM_THREADS": str(max(1, cores() // processes)),
     }  # fmt: skip
     running: list[subprocess.Popen[bytes]] = []
@@ -121,6 +136,9 @@ def launch(command: Sequence[str], processes: int) -> int:
         stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         for _ in range(processes - 1)
     ]
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        stack.callback(signal.signal, signal.SIGTERM, before)
     try:
         for index in range(processes):
             mine = {"RANK": str(index), "LOCAL_RANK": str(index)}
@@ -132,27 +150,20 @@ def launch(command: Sequence[str], processes: int) -> int:
                     stderr=subprocess.STDOUT if index else None,
                 )
             )
-        while True:
-            codes = [process.poll() for process in running]
-            failed = [index for index, code in enumerate(codes) if code]
-            if failed:
-                time.sleep(0.5)  # a bad recipe fails on all ranks: let the main one speak
-                first, code = failed[0], codes[failed[0]] or 1
-                if first and running[0].poll() in (None, 0):
-                    said[first - 1].seek(0)
-                    sys.stderr.write(f"rank {first}:\n")
-                    sys.stderr.write(said[first - 1].read()[-8000:].decode(errors="replace"))
-                if code < 0:
-                    sys.stderr.write(
-                        f"rank {first} was ended by signal {-code}"
-                        + (": out of memory? Try workers=1\n" if code == -signal.SIGKILL else "\n")
-                    )
-                return code if code > 0 else 128 - code
-            if all(code == 0 for code in codes):
+        while not any(process.poll() for process in running):
+            if all(process.poll() == 0 for process in running):
                 return 0
             time.sleep(0.1)
-    except KeyboardInterrupt:
-        return 130
+        time.sleep(1)  # when one fails the others soon miss it; see who had a reason
+        codes = [process.poll() or 0 for process in running]
+        first = blamed(codes)
+        if first:
+            said[first - 1].seek(0)
+            sys.stderr.write(said[first - 1].read()[-8000:].decode(errors="replace"))
+        if codes[first] < 0:
+            hint = ": out of memory? Try workers=1" if codes[first] == -signal.SIGKILL else ""
+            sys.stderr.write(f"rank {first} was ended by signal {-codes[first]}{hint}\n")
+        return codes[first] if codes[first] > 0 else 128 - codes[first]
     finally:
         for process in running:
             if process.poll() is None:
@@ -163,3 +174,13 @@ def launch(command: Sequence[str], processes: int) -> int:
             except subprocess.TimeoutExpired:
                 process.kill()
         stack.close()
+
+
+def blamed(codes: Sequence[int]) -> int:
+    """Which rank failed of itself: one of our errors (2), else a signal, else the first failure."""
+    failed = [index for index, code in enumerate(codes) if code]
+    for reason in (lambda code: code == 2, lambda code: code < 0, bool):
+        for index in failed:
+            if reason(codes[index]):
+                return index
+    raise ValueError("no rank failed")

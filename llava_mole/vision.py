@@ -43,6 +43,12 @@ class VisionTower(nn.Module):
     def tokens(self, patches: Tensor) -> Tensor:
         """(N, D_v, H, W) -> (N, P, D_v), row by row, averaged to `grid` x `grid` if asked."""
         if self.grid is not None:
+            if self.grid > min(patches.shape[-2:]):
+                height, width = patches.shape[-2:]
+                raise ConfigError(
+                    f"vision grid={self.grid}: the tower gives {height} x {width} patches, which "
+                    "can be averaged to fewer, not made more"
+                )
             patches = F.adaptive_avg_pool2d(patches, self.grid)
         return patches.flatten(2).transpose(1, 2)
 

@@ -60,8 +60,9 @@ def test_a_grid_averages_neighbouring_patches(tiny_parts: Any, part: str) -> Non
     assert_close(mean[:, 0], every[:, 0])  # the summary does not change
     assert_close(mean[:, 1], every[:, 1:].mean(1))
     assert_close(load_referenced(pooled)(x), mean)
-    with pytest.raises(ConfigError, match="grid"):
-        load_vision(name, grid=0)
+    for wrong in (0, 3):
+        with pytest.raises(ConfigError, match="grid"):
+            load_vision(name, grid=wrong)
 
 
 def test_a_convolutional_trunk_gives_its_last_map_row_by_row(tiny_parts: Any) -> None:

@@ -37,7 +37,7 @@ from llava_mole.processing import Encoded, LlavaMoleProcessor
 from llava_mole.training.parts import set_trainable
 from llava_mole.training.recipe import Recipe, SourceRecipe, StageRecipe
 from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint
-from llava_mole.training.warm_start import warm_start
+from llava_mole.training.warm_start import names_of_pictures, warm_start
 from llava_mole.tree import check_supported
 
 logger = logging.getLogger(__name__)
@@ -170,8 +170,7 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         "report_to": "none",
         "dataloader_num_workers": 0,
         "adam_beta2": 0.98,
-        # A tower's own head is never used; of the other parts every weight has a gradient.
-        "ddp_find_unused_parameters": "vision" in stage.learning_rates,
+        "ddp_find_unused_parameters": leaves_some_idle(recipe, stage),
         "disable_tqdm": False,
         **recipe.training,
         **stage.training,
@@ -188,6 +187,25 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"training (stage {stage.name}): {error}") from error
+
+
+def leaves_some_idle(recipe: Recipe, stage: StageRecipe) -> bool:
+    """Whether a trained weight may be without a gradient: a tower's own head, which is never used,
+    and routers that no loss reaches."""
+    experts = recipe.model.experts
+    steered = experts is not None and experts.num_experts > 1 and (
+        experts.balance_coef > 0 or experts.gate != "none" or experts.routing == "dense"
+    )  # fmt: skip
+    return "vision" in stage.learning_rates or ("routers" in stage.learning_rates and not steered)
+
+
+def check_warm_start(recipe: Recipe, data: TrainingData) -> None:
+    """Raises DataError if a warm start asks for a kind of sample that the data lack."""
+    for stage in recipe.stages:
+        if stage.kind == "warm_start":
+            names_of_pictures(data.samples, stage.warm_start.kind)
+            for kind in stage.warm_start.also:
+                names_of_pictures(data.samples, kind, key=f"warm_start.also.{kind}")
 
 
 def stage_rows(
@@ -229,10 +247,14 @@ def run_recipe(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     set_seed(recipe.seed)
+    for stage in recipe.stages:
+        if stage.kind == "language":
+            rows_per_process(recipe, stage)  # refused now, not after the warm start
+    data = data or read_data(recipe.data.sources)
+    check_warm_start(recipe, data)
     if ranks.is_main():
         prepare_folder(recipe, out, resume)
     ranks.barrier()
-    data = data or read_data(recipe.data.sources)
     build = dataclasses.replace(recipe.model, parrot=None)
     model, processor = build_model(build)
     features = FeatureStore(model, processor.image_processor)
@@ -244,7 +266,7 @@ def run_recipe(
         folder.mkdir(parents=True, exist_ok=True)
         if stage.parrot and model.parrot is None:
             add_parrot(model, processor, recipe)
-        if (folder / "model" / "config.json").is_file():
+        if ranks.from_main((folder / "model" / "config.json").is_file()):
             logger.info("stage %s is done; reading %s", stage.name, folder / "model")
             from llava_mole.checkpoint import restore
 
@@ -324,7 +346,7 @@ def run_stage(
         if ranks.is_main():  # alone, with the cores of those who wait
             log.truncate_after(-1)
             threads = torch.get_num_threads()
-            torch.set_num_threads(recipe.threads or threads * ranks.workers())
+            torch.set_num_threads(threads * ranks.workers())
             done = warm_start(
                 model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
                 seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
@@ -358,7 +380,7 @@ def run_stage(
     )
     trainer.add_callback(log)
     trainer.add_callback(TimeBudget(trainer))
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = ranks.from_main(latest_checkpoint(folder))
     if ranks.is_main():
         log.truncate_after(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1)
     model.config.use_cache = False

@@ -221,11 +221,17 @@ class TimeBudget(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.started = time.monotonic()
+        # Ranks start from one seed; their dropout masks must differ. A resumed run reads its own.
+        torch.manual_seed(args.seed + ranks.rank())
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before the schedule moves on, which reads the clock."""
+        if self.trainer.time_budget is not None:
+            elapsed = time.monotonic() - self.trainer.started
+            self.trainer.elapsed = ranks.from_main(elapsed)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        trainer = self.trainer
-        if trainer.time_budget is not None:
-            trainer.elapsed = ranks.from_main(time.monotonic() - trainer.started)
-            if trainer.elapsed >= trainer.time_budget:
-                control.should_training_stop = True
+        budget = self.trainer.time_budget
+        if budget is not None and self.trainer.elapsed >= budget:
+            control.should_training_stop = True
         return control

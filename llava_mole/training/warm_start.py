@@ -35,8 +35,11 @@ from llava_mole.training.recipe import WarmStartRecipe
 Log = Callable[[dict[str, Any]], None]
 
 
-def names_of_pictures(samples: Sequence[Sample], kind: str) -> dict[Path, dict[str, str]]:
-    """Picture -> language -> name, from the answers of samples of one kind.
+def names_of_pictures(
+    samples: Sequence[Sample], kind: str, key: str = "warm_start.kind"
+) -> dict[Path, dict[str, str]]:
+    """Picture -> language -> name, from the answers of samples of one kind; `key` of the recipe
+    asked for it.
 
     Raises:
         DataError: no sample of that kind has exactly one picture.
@@ -47,8 +50,12 @@ def names_of_pictures(samples: Sequence[Sample], kind: str) -> dict[Path, dict[s
             names[sample.images[0]][sample.language] = sample.turns[-1].text
     if len(names) < 2:
         raise DataError(
-            f"warm start: {len(names)} pictures have a sample of kind {kind!r}; set "
-            "warm_start.kind to a kind whose answers name the picture, or drop the stage"
+            f"{key}: {len(names)} pictures have a sample of kind {kind!r}; "
+            + (
+                "name a kind whose answers name the picture, or drop the warm start's stage"
+                if key == "warm_start.kind"
+                else "drop this key, or name a kind that the data have"
+            )
         )
     return dict(names)
 
@@ -202,7 +209,7 @@ def warm_start(
     centre, target_std = embedding_statistics(model, tokens)
     others = []
     for kind, weight in recipe.also.items():
-        answers = names_of_pictures(samples, kind)
+        answers = names_of_pictures(samples, kind, key=f"warm_start.also.{kind}")
         others.append((weight, *name_vectors(
             model, processor, [answers.get(picture, {}) for picture in pictures], languages
         )))  # fmt: skip

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -13,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from llava_mole import ranks
 from llava_mole.cli import main
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.training.dry_run import dry_run
@@ -220,6 +226,49 @@ def test_rows_that_workers_cannot_share_are_refused(
     options = ["workers=2", "stages.instruct.pictures_per_step=3"]
     assert main(["train", "--config", str(recipe_file), *options]) == 2
     assert "stages.instruct.pictures_per_step=3" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(
+    recipe_file: Path, tmp_path: Path, sent: int
+) -> None:
+    options = ["workers=2", "stages.instruct.steps=100000", "training.save_strategy='no'"]
+    command = [sys.executable, "-m", "llava_mole.cli", "train", "--config", str(recipe_file)]
+    launcher = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        log = tmp_path / "run" / "log.jsonl"
+        while not (log.is_file() and '"instruct"' in log.read_text()):
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        workers = psutil.Process(launcher.pid).children()
+        assert len(workers) == 2
+        launcher.send_signal(sent)
+        launcher.wait(timeout=30)
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        assert not alive
+    finally:
+        launcher.kill()
+
+
+def test_who_is_to_blame_when_ranks_fail() -> None:
+    assert ranks.blamed([1, 2]) == 1  # rank 0 only missed rank 1, which had something to say
+    assert ranks.blamed([2, 2]) == 0
+    assert ranks.blamed([1, -9]) == 1
+    assert ranks.blamed([1, 1]) == 0
+
+
+def test_fewer_cores_start_a_number_that_shares_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(ranks, "cores", lambda: 3)
+    assert [ranks.affordable(wanted) for wanted in (1, 2, 3, 4, 8)] == [1, 2, 3, 2, 2]
+
+
+def test_a_warm_start_for_a_kind_that_is_not_there_is_refused_at_once(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["stages.warm.warm_start.also={tone: 1}"])
+    with pytest.raises(DataError, match=r"warm_start\.also\.tone: 0 pictures"):
+        run_recipe(recipe)
 
 
 def test_a_missing_data_file_says_how_to_make_it(recipe_file: Path) -> None:
