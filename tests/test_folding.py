@@ -43,7 +43,7 @@ def test_the_starters_tower_folds_every_norm_and_computes_the_same(starter: Star
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("name", ["RN50", "mobileclip_s0"])
+@pytest.mark.parametrize("name", ["RN50", "MobileCLIP-S1"])
 def test_other_convolutional_towers_fold_what_fits(name: str) -> None:
     if name not in open_clip.list_models():
         pytest.skip(f"this open_clip has no {name}")

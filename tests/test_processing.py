@@ -78,7 +78,7 @@ def test_the_assistant_mask_is_the_label_mask(processor: Any) -> None:
     chat = [user("Hi", picture()), assistant("there")]
     batch = processor.apply_chat_template(chat, tokenize=True, return_assistant_tokens_mask=True)
     mask = batch["assistant_masks"][0].bool()
-    assert processor.decode(batch["input_ids"][0][mask]) == "there<end_of_turn>"
+    assert processor.decode(batch["input_ids"][0][mask]) == "there<eos>"
 
 
 def test_ready_made_text_takes_images_too(processor: Any) -> None:
@@ -169,7 +169,7 @@ def test_a_tokenizers_template_without_marks_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ConfigError, match="no label mask can be made"):
-        template_source("tokenizer", tokenizer, "<image>", "<eos>")
+        template_source("tokenizer", tokenizer, "<image>")
 
 
 def test_pixels_are_open_clips_own_preprocessing(processor: Any) -> None:

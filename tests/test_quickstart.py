@@ -61,8 +61,10 @@ def test_the_report_has_every_condition_kind_and_language(report: dict[str, Any]
         assert set(after["conditions"]) == {"trained", "unseen", "withheld", "swapped"}
         for condition, kinds in after["conditions"].items():
             expected = {"naming", "kind", "attribute", "yes_no", "choice"}
-            # A picture never trained on cannot be named by a model that learnt names from pictures.
-            assert set(kinds) == expected - ({"naming"} if condition == "unseen" else set())
+            if condition == "unseen":
+                # Their names were never taught; and of so few pictures none has a sure colour.
+                expected -= {"naming", "attribute"}
+            assert set(kinds) == expected
             for figures in kinds.values():
                 assert figures["n"] == ITEMS
                 assert figures["low"] <= figures["accuracy"] <= figures["high"]
