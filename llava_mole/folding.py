@@ -2,7 +2,7 @@
 
 An evaluation-mode batch norm is an affine map per channel, and so is the end of a convolution:
 W' = W g / sqrt(v + eps). On CPUs a small convolutional tower pays dearly for unfolded
-norms and in a memory layout that its depthwise convolutions do not like. Pairs are found by running
+norms and for a memory layout that its depthwise convolutions do not like. Pairs are found by running
 the tower once and watching which tensors go where, so this works for any architecture; what does
 not fit the pattern is left alone.
 """

@@ -64,8 +64,8 @@ ROWS = 2
 def float_rows(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """A few rows of (S, V) at a time, as float32 in one buffer that the next ones overwrite.
 
-    A fresh copy per chunk costs four times as much on a CPU: its pages are touched for the first
-    time. Accelerators take all rows at once.
+    On a CPU a fresh copy per chunk is dear: its pages are touched for the first time. Accelerators
+    take all rows at once.
     """
     total = logits.shape[0]
     rows = max(1, min(ROWS if logits.device.type == "cpu" else total, total))

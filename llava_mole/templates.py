@@ -6,9 +6,8 @@ token included. `<image>` in a template is replaced by the tokenizer's own place
 
 - `qa`: a question on one line, the answer on the next. The shortest there is: on small models and
   CPUs the marks of a chat format cost as much as the words. For base models: an answer ends with
-  the end-of-sequence token, which they know. Their vocabulary's chat marks were never trained:
-  Gemma 3 270M gives `<end_of_turn>` a loss of 30 nats where `<eos>` has 8, and unlearning that
-  drowns the first steps.
+  the end-of-sequence token, which they know. Their vocabulary's chat marks were never
+  trained, are held to be all but impossible, and unlearning that drowns the first steps.
 - `gemma`, `chatml`, `vicuna_v1`: the published formats.
 """
 

@@ -87,7 +87,7 @@ def test_every_figure_recomputes_from_the_predictions(run: Path, report: dict[st
         assert (prediction.shown is None) == (prediction.condition == "withheld")
 
 
-def test_a_second_call_goes_on_from_what_is_there(
+def test_a_second_call_with_another_recipe_overwrites_nothing(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))

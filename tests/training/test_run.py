@@ -188,7 +188,7 @@ def test_the_command_line_trains_and_reports_errors_in_one_message(
 
 
 def test_two_workers_train_what_one_trains(recipe_file: Path, tmp_path: Path) -> None:
-    """The same rows in every step, shared; warm start, Parrot and time bound included."""
+    """The same rows in every step, shared; warm start and Parrot included."""
     options = ["--config", str(recipe_file)]
     runs = {}
     for workers in (1, 2):
