@@ -1,10 +1,10 @@
 """Fold batch norms into the convolutions before them, for a tower that is frozen anyway.
 
 An evaluation-mode batch norm is an affine map per channel, and so is the end of a convolution:
-W' = W g / sqrt(v + eps). On CPUs a small convolutional tower pays dearly for unfolded
-norms and for a memory layout that its depthwise convolutions do not like. Pairs are found by running
-the tower once and watching which tensors go where, so this works for any architecture; what does
-not fit the pattern is left alone.
+W' = W g / sqrt(v + eps). On CPUs a small convolutional tower pays dearly for unfolded norms and for
+a memory layout that its depthwise convolutions do not like. Pairs are found by running the tower
+once and watching which tensors go where, so this works for any architecture; what does not fit the
+pattern is left alone.
 """
 
 from __future__ import annotations
