@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="""\
 written to --out:
   images/1F34E.png         the drawing, 224 × 224, on white
-  variants/1F34E-0.png     trained pictures re-drawn, 160 × 160 (outline, shade, ground, place)
+  variants/1F34E-0.png     trained pictures re-drawn, 64 to 160 px (outline, shade, ground, place)
   train.json               LLaVA JSON, one question an item, with domain, language and kind
   names.json               split, category, colour, names and variants of every picture
   eval_train.tsv           trained pictures, question forms never trained

@@ -3,12 +3,13 @@
 An OpenMoji drawing is flat fills (group ``color``, ``skin``, ``hair``) under one black outline
 (groups ``line…``). A model that only sees that style learns the style; variants look as if other
 artists had drawn the same thing: outline thinner, thicker, tinted or gone, other shades, other
-backgrounds, turned and moved. Hue moves by at most 6 degrees, so that a question about the colour
-keeps its answer.
+backgrounds, turned, moved, up to the very edge of a picture that is often small. Hue moves by at
+most 6 degrees, so that a question about the colour keeps its answer.
 """
 
 import colorsys
 import io
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ except ImportError as error:
     ) from error
 
 PIXELS = 224
-VARIANT_PIXELS = 160
-"""Variants are smaller: half the time to draw, and other artists' pictures are often small too."""
+VARIANT_PIXELS = (64, 96, 160)
+"""Sides of the variants: quicker to draw, and other artists' pictures are often small too."""
 VIEW_BOX = 72
 MAX_HUE_SHIFT = 6.0 / 360.0
 
@@ -128,18 +129,19 @@ class Redrawing:
     saturation: float
     brightness: float
     angle: float
-    scale: float
-    shift: tuple[float, float]
-    """In viewBox units (the canvas is 72 wide)."""
+    extent: float
+    """Longer side of the turned drawing, as a share of the canvas."""
+    place: tuple[float, float]
+    """Where it lies in the room that is left, from -1 (left, top) to 1 (right, bottom)."""
     flip: bool
     ground: tuple[tuple[int, int, int], tuple[int, int, int]]
     """Two corner colours; equal for a plain ground."""
     ground_angle: int
-    blur: float
-    """Radius in pixels; 0 leaves the picture sharp."""
+    pixels: int
+    """Side of the picture."""
 
 
-OUTLINES = ("none", "tinted", "thin", "thick", "none", "tinted", "black")
+OUTLINES = ("none", "thin", "none", "tinted", "thick", "none", "black")
 
 
 def draw_lots(rng: random.Random, number: int, may_flip: bool) -> Redrawing:
@@ -149,9 +151,9 @@ def draw_lots(rng: random.Random, number: int, may_flip: bool) -> Redrawing:
     scales = {"thin": rng.uniform(0.35, 0.7), "thick": rng.uniform(1.3, 1.7)}
     first, second = _pastel(rng), _pastel(rng)
     style = rng.random()
-    if style < 0.35:
+    if style < 0.5:
         first = second = (255, 255, 255)
-    elif style < 0.75:
+    elif style < 0.8:
         second = first
     return Redrawing(
         outline=outline,
@@ -161,24 +163,23 @@ def draw_lots(rng: random.Random, number: int, may_flip: bool) -> Redrawing:
         saturation=rng.uniform(0.75, 1.25),
         brightness=rng.uniform(0.88, 1.1),
         angle=rng.uniform(-15, 15),
-        scale=rng.uniform(0.75, 1.1),
-        shift=(rng.uniform(-4, 4), rng.uniform(-4, 4)),
+        extent=rng.uniform(0.7, 1.0),
+        place=(rng.uniform(-1, 1), rng.uniform(-1, 1)),
         flip=may_flip and rng.random() < 0.5,
         ground=(first, second),
         ground_angle=rng.randrange(0, 360, 45),
-        blur=rng.uniform(0.3, 0.8) if rng.random() < 0.25 else 0.0,
+        pixels=rng.choice(VARIANT_PIXELS),
     )
 
 
 def redraw(svg: str, how: Redrawing) -> Image.Image:
-    """The variant as an RGB picture of 160 × 160."""
+    """The variant as an RGB picture of ``how.pixels`` × ``how.pixels``."""
     changed = _transformed(_recoloured(svg, how), how)
-    drawing = render(changed, VARIANT_PIXELS)
+    drawing = render(changed, how.pixels)
     ground = _ground(how)
     if how.outline == "none":
-        drawing = _without_outline(drawing, render(_hide(changed), VARIANT_PIXELS), ground)
-    picture = on_ground(drawing, ground)
-    return picture.filter(ImageFilter.GaussianBlur(how.blur)) if how.blur else picture
+        drawing = _without_outline(drawing, render(_hide(changed), how.pixels), ground, how)
+    return on_ground(drawing, ground)
 
 
 def _recoloured(svg: str, how: Redrawing) -> str:
@@ -212,18 +213,28 @@ def _recoloured(svg: str, how: Redrawing) -> str:
 
 
 def _transformed(svg: str, how: Redrawing) -> str:
-    half = VIEW_BOX / 2
-    mirror = -how.scale if how.flip else how.scale
+    left, top, right, bottom = render(svg, VIEW_BOX).getbbox() or (0, 0, VIEW_BOX, VIEW_BOX)
+    cos, sin = (abs(f(math.radians(how.angle))) for f in (math.cos, math.sin))
+    across, down = right - left, bottom - top
+    across, down = across * cos + down * sin, across * sin + down * cos
+    scale = how.extent * VIEW_BOX / max(across, down)
+    x, y = (
+        (VIEW_BOX + place * (VIEW_BOX - side * scale)) / 2
+        for place, side in zip(how.place, (across, down), strict=True)
+    )
+    mirror = -scale if how.flip else scale
     move = (
-        f"translate({half + how.shift[0]:.3f} {half + how.shift[1]:.3f}) rotate({how.angle:.2f}) "
-        f"scale({mirror:.4f} {how.scale:.4f}) translate({-half} {-half})"
+        f"translate({x:.3f} {y:.3f}) rotate({how.angle:.2f}) scale({mirror:.4f} {scale:.4f}) "
+        f"translate({-(left + right) / 2} {-(top + bottom) / 2})"
     )
     svg = _ROOT.sub(lambda match: f'{match.group()}<g transform="{move}">', svg, 1)
     end = svg.rindex("</svg>")
     return f"{svg[:end]}</g>{svg[end:]}"
 
 
-def _without_outline(full: Image.Image, fills: Image.Image, ground: Image.Image) -> Image.Image:
+def _without_outline(
+    full: Image.Image, fills: Image.Image, ground: Image.Image, how: Redrawing
+) -> Image.Image:
     """Drop the line along the silhouette of the fills; keep lines inside it and away from it.
 
     Where the fills alone would not carry the drawing (too small, or as pale as the ground), it is
@@ -237,20 +248,23 @@ def _without_outline(full: Image.Image, fills: Image.Image, ground: Image.Image)
     if visible < 0.6 * area or area < 0.25 * sum(full.getchannel("A").histogram()[128:]):
         return full
     # A box blur above 0 is a dilation, one at 255 an erosion; both far cheaper than rank filters.
-    outer = solid.filter(ImageFilter.BoxBlur(4)).point(lambda level: 255 if level > 0 else 0)
-    inner = solid.filter(ImageFilter.BoxBlur(3)).point(lambda level: 255 if level >= 254 else 0)
-    rim = ImageChops.subtract(outer, inner).filter(ImageFilter.GaussianBlur(0.5))
+    reach = max(1, round(how.extent * full.width / 40))
+    outer = solid.filter(ImageFilter.BoxBlur(reach)).point(lambda level: 255 if level > 0 else 0)
+    inner = solid.filter(ImageFilter.BoxBlur(reach * 3 / 4)).point(
+        lambda level: 255 if level >= 254 else 0
+    )
+    rim = ImageChops.subtract(outer, inner).filter(ImageFilter.GaussianBlur(full.width / 320))
     return Image.composite(fills, full, rim)
 
 
 def _ground(how: Redrawing) -> Image.Image:
     first, second = how.ground
     if first == second:
-        return Image.new("RGB", (VARIANT_PIXELS, VARIANT_PIXELS), first)
-    side = VARIANT_PIXELS * 3 // 2  # room to turn the ramp without empty corners
+        return Image.new("RGB", (how.pixels, how.pixels), first)
+    side = how.pixels * 3 // 2  # room to turn the ramp without empty corners
     ramp = Image.linear_gradient("L").resize((side, side)).rotate(how.ground_angle)
-    margin = (side - VARIANT_PIXELS) // 2
-    ramp = ramp.crop((margin, margin, margin + VARIANT_PIXELS, margin + VARIANT_PIXELS))
+    margin = (side - how.pixels) // 2
+    ramp = ramp.crop((margin, margin, margin + how.pixels, margin + how.pixels))
     return Image.composite(
         Image.new("RGB", ramp.size, second), Image.new("RGB", ramp.size, first), ramp
     )

@@ -13,7 +13,7 @@ from llava_mole.errors import CheckpointError, ConfigError, DataError
 
 EPILOG = """\
 examples:
-  llava-mole quickstart --minutes 8.5 --out runs/quickstart
+  llava-mole quickstart --minutes 9 --out runs/quickstart
   llava-mole train --config configs/starter.yaml --dry-run
   llava-mole train --config configs/starter.yaml stages.instruct.steps=300 seed=1
   llava-mole chat --model runs/quickstart/model --image cat.png "What is this?"
@@ -38,12 +38,18 @@ def build_parser() -> argparse.ArgumentParser:
         "picture: builds the OpenMoji data, trains configs/starter.yaml, scores before and after, "
         "writes report.json, contact_sheet.png and a model folder.",
     )
-    quick.add_argument("--minutes", type=float, default=8.5, help="bound on training (default 8.5)")
+    quick.add_argument("--minutes", type=float, default=9, help="bound on training (default 9)")
     quick.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder to write")
     quick.add_argument("--config", type=Path, help="another recipe (default configs/starter.yaml)")
     quick.add_argument("--seed", type=int, default=0)
     quick.add_argument(
         "--items", type=int, default=100, help="scored items per language and kind (default 100)"
+    )
+    quick.add_argument(
+        "--variants",
+        type=int,
+        default=3,
+        help="re-drawings of each trained picture (default 3; data that OUT holds stay)",
     )
     quick.add_argument("--no-resume", action="store_true", help="train anew in the same folder")
     quick.add_argument(
@@ -91,7 +97,7 @@ def as_overrides(argv: Sequence[str]) -> list[str]:
     if not any(word in ("train", "quickstart") for word in words):
         return words
     own = {"--help", "--verbose", "--config", "--dry-run", "--no-resume", "--minutes", "--out"}
-    own |= {"--seed", "--items"} if "quickstart" in words else set()
+    own |= {"--seed", "--items", "--variants"} if "quickstart" in words else set()
     out: list[str] = []
     while words:
         word = words.pop(0)
@@ -159,6 +165,7 @@ def quickstart(args: argparse.Namespace) -> int:
         config=args.config,
         seed=args.seed,
         items=args.items,
+        variants=args.variants,
         overrides=args.overrides,
         resume=not args.no_resume,
     )

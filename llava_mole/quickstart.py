@@ -15,7 +15,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,12 @@ from llava_mole.training.schema import load_recipe
 
 logger = logging.getLogger(__name__)
 
-# Questions per language, by condition and kind. Unseen pictures are not named: their names were
-# never taught. Before training little is asked, for an untrained projector is at chance.
-KINDS = dict.fromkeys(("naming", "kind", "attribute", "yes_no", "choice"), 100)
-AFTER = {
-    "trained": KINDS,
-    "unseen": {kind: number for kind, number in KINDS.items() if kind != "naming"},
-    "withheld": KINDS,
-    "swapped": KINDS,
-}
-BEFORE = {"trained": {"naming": 25, "kind": 25}}
-VARIANTS = 3
+# What is asked, by condition. Unseen pictures are not named: their names were never taught.
+KINDS = ("naming", "kind", "attribute", "yes_no", "choice")
+AFTER = {"trained": KINDS, "unseen": KINDS[1:], "withheld": KINDS, "swapped": KINDS}
+# Before training little is asked, for an untrained projector is at chance.
+BEFORE = {"trained": ("naming", "kind")}
+BEFORE_ITEMS = 25
 
 
 def peak_memory_gib() -> float:
@@ -77,6 +72,7 @@ def run_quickstart(
     config: Path | None = None,
     seed: int = 0,
     items: int = 100,
+    variants: int = 3,
     overrides: Sequence[str] = (),
     resume: bool = True,
 ) -> dict[str, Any]:
@@ -88,6 +84,7 @@ def run_quickstart(
         config: recipe; configs/starter.yaml if None.
         seed: of data and training.
         items: scored items per language and kind.
+        variants: re-drawings of each trained picture, if the data are yet to be built.
         overrides: dotted changes to the recipe.
         resume: go on with the training that an earlier run left in `out`; else train anew.
 
@@ -119,19 +116,23 @@ def run_quickstart(
         ensure_starter(progress=lambda line: console.print(f"  {line}"))
         phases.start("data", "2/5 data: OpenMoji pictures, questions in six languages")
         if not (data / "dataset.json").is_file():
-            load_builder("openmoji").build(data, seed=seed, variants=VARIANTS, eval_items=items)
+            load_builder("openmoji").build(data, seed=seed, variants=variants, eval_items=items)
     ranks.barrier()
     training_data = read_data(recipe.data.sources)
     trained, unseen = data / "eval_train.tsv", data / "eval_test.tsv"
     reports: dict[str, Report] = {}
 
-    def score(name: str, model: Any, processor: Any, features: Any, conditions: Any) -> None:
+    def score(
+        name: str,
+        model: Any,
+        processor: Any,
+        features: Any,
+        asked: Mapping[str, Sequence[str]],
+        number: int,
+    ) -> None:
         reports[name] = evaluate_conditions(
-            model, processor, trained, unseen, conditions=list(conditions),
-            items_per_cell={
-                condition: {kind: min(items, number) for kind, number in kinds.items()}
-                for condition, kinds in conditions.items()
-            },
+            model, processor, trained, unseen, conditions=list(asked),
+            items_per_cell={cell: dict.fromkeys(kinds, number) for cell, kinds in asked.items()},
             predictions=out / f"predictions_{name}.jsonl", features=features, seed=seed,
         )  # fmt: skip
 
@@ -139,13 +140,13 @@ def run_quickstart(
         phases.start("features", "  features of the frozen tower, once per picture")
         features.fill_together(training_data.pictures())
         phases.start("score_before", "3/5 score before training")
-        score("before", model, processor, features, BEFORE)
+        score("before", model, processor, features, BEFORE, min(items, BEFORE_ITEMS))
         phases.start("train", f"4/5 train, at most {minutes:g} minutes")
 
     phases.start("build", "  reading the model's parts")
     result = run_recipe(recipe, data=training_data, before_training=before, resume=resume)
     phases.start("score_after", "5/5 score after training")
-    score("after", result.model, result.processor, result.features, AFTER)
+    score("after", result.model, result.processor, result.features, AFTER, items)
     phases.start("contact_sheet", "  contact sheet")
     if ranks.is_main():
         contact_sheet(

@@ -1,7 +1,6 @@
 """The whole quickstart on tiny parts: real data, real stages, a report that recomputes."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,4 +95,3 @@ def test_a_second_call_with_another_recipe_overwrites_nothing(
     assert main(argv) == 2  # another recipe: nothing is overwritten
     assert "another recipe" in capfd.readouterr().err
     assert (run / "report.json").is_file()
-    assert "llava_mole_data_openmoji" in sys.modules

@@ -84,13 +84,23 @@ def read_data(sources: Sequence[SourceRecipe]) -> TrainingData:
         root = Path(source.image_root) if source.image_root else path.parent
         samples += read_llava_json(path, root, domain=source.domain, language=source.language)
         if source.variants:
-            variants.update(read_variants(Path(source.variants)))
-    used = {path for sample in samples for path in sample.images}
-    return TrainingData(samples, {p: v for p, v in variants.items() if p in used})
+            others = read_variants(Path(source.variants))
+            # One picture may be written in several ways (relative, through a link).
+            pictures = dict.fromkeys(path for sample in samples for path in sample.images)
+            shown = {path.resolve(): path for path in pictures}
+            matched = {shown[path]: found for path, found in others.items() if path in shown}
+            if others and not matched:
+                raise DataError(
+                    f"data.sources.variants: {source.variants} knows other drawings of "
+                    f"{len(others)} pictures, but no sample of {path} shows any of them (the first "
+                    f"is {next(iter(others))})"
+                )
+            variants.update(matched)
+    return TrainingData(samples, variants)
 
 
 def read_variants(path: Path) -> dict[Path, list[Path]]:
-    """Picture -> other drawings of it, from a builder's names.json."""
+    """Picture (its real path) -> other drawings of it, from a builder's names.json."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -103,7 +113,7 @@ def read_variants(path: Path) -> dict[Path, list[Path]]:
         if outside:
             raise DataError(f"{path}: variant {outside[0]} of {key} is outside {root}")
         if drawings:
-            found[root / "images" / f"{key}.png"] = drawings
+            found[(root / "images" / f"{key}.png").resolve()] = drawings
     return found
 
 
@@ -171,6 +181,8 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         "dataloader_num_workers": 0,
         "adam_beta2": 0.98,
         "ddp_find_unused_parameters": leaves_some_idle(recipe, stage),
+        # On CPUs an exchange beside the backward pass takes its cores: one, when it is over.
+        "ddp_bucket_cap_mb": None if torch.accelerator.is_available() else 4096,
         "disable_tqdm": False,
         **recipe.training,
         **stage.training,

@@ -226,7 +226,7 @@ def warm_start(
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "weight_decay": recipe.weight_decay},
          {"params": [log_scale], "weight_decay": 0.0, "scale": 10.0}],
-        lr=recipe.learning_rate,
+        lr=recipe.learning_rate, fused=True,
     )  # fmt: skip
     last = {"loss_contrastive": math.nan, "cosine": 0.0, "accuracy": 0.0}
     for step in tqdm(range(steps), desc="warm start", unit="step"):

