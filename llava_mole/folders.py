@@ -5,6 +5,7 @@ place, so a killed run, a full disk or a second process never leaves half a fold
 `manifest.json` lists each file's size and SHA-256.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -202,6 +203,19 @@ def _sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step: whoever is killed, `other` is there throughout.
+
+    False where the system has no such step (Linux has: renameat2, RENAME_EXCHANGE); nothing has
+    happened then.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    at_working_directory, exchange = -100, 2
+    return rename is not None and 0 == rename(
+        at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange
+    )
+
+
 @contextmanager
 def replacing_folder(final: Path, drop: Collection[str] = ()) -> Iterator[Path]:
     """Yields an empty sibling folder; on success it takes the place of `final`, on failure nothing
@@ -226,13 +240,13 @@ def replacing_folder(final: Path, drop: Collection[str] = ()) -> Iterator[Path]:
                     copy(entry, building / entry.name)
         building.chmod(0o755)
         sync(building)
-        if final.exists():
+        if not final.exists():
+            os.rename(building, final)
+        elif not _exchange(building, final):
             old = _sibling(final)
             os.rename(final, old / final.name)
             os.rename(building, final)
             shutil.rmtree(old)
-        else:
-            os.rename(building, final)
         _sync_directory(final.parent)
     except (OSError, SafetensorError) as error:
         reason = _no_room_reason(error)

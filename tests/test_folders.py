@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from llava_mole.errors import CheckpointError
-from llava_mole.folders import build_folder, file_hashes, find_damage
+from llava_mole.folders import build_folder, file_hashes, find_damage, replacing_folder
 
 # A forked child runs nothing but the builder, so torch's threads in the parent do it no harm.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -90,3 +91,29 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write under .*LLAVA_MOLE_CACHE"):
         build_folder(tmp_path / "file" / "x", fill_slowly, needed_bytes=1)
+
+
+def replace_again_and_again(final: Path, times: int) -> None:
+    for number in range(times):
+        with replacing_folder(final) as building:
+            for name in ("first", "second"):
+                (building / name).write_text(str(number))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs an exchange of folders in one step")
+def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path: Path) -> None:
+    final = tmp_path / "x"
+    replace_again_and_again(final, 1)
+    process = multiprocessing.get_context("fork").Process(
+        target=replace_again_and_again, args=(final, 100)
+    )
+    process.start()
+    looks = 0
+    while process.is_alive() and looks < 1_000_000:
+        assert names(final) == ["first", "second"]
+        looks += 1
+    process.join(60)
+    assert process.exitcode == 0
+    assert looks > 100
+    assert (final / "second").read_text() == "99"
+    assert names(tmp_path) == ["x"]
