@@ -211,8 +211,16 @@ def _exchange(one: Path, other: Path) -> bool:
     """
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     at_working_directory, exchange = -100, 2
-    return rename is not None and 0 == rename(
-        at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange
+    return (
+        rename is not None
+        and rename(
+            at_working_directory,
+            os.fsencode(one),
+            at_working_directory,
+            os.fsencode(other),
+            exchange,
+        )
+        == 0
     )
 
 
