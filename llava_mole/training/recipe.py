@@ -56,6 +56,9 @@ class WarmStartRecipe:
     """Standard deviation of noise on the features, relative to their own."""
     token_dropout: float = field(default=0.67, metadata={"min": 0, "max": 0.95})
     """Share of visual tokens left out of a picture's mean."""
+    channel_dropout: float = field(default=0.0, metadata={"min": 0, "max": 0.95})
+    """Share of a picture's feature channels set to zero, the same in all of its tokens (spatial
+    dropout, arXiv 1411.4280): another artist's picture differs in whole channels."""
     hard_share: float = field(default=0.0, metadata={"min": 0, "max": 1})
     """Share of a step's pictures drawn as neighbours in the source's order (same subject)."""
     alignment_weight: float = field(default=3.0, metadata={"min": 0})

@@ -144,6 +144,15 @@ def random_tokens(features: Tensor, share: float, generator: torch.Generator) ->
     return features.gather(1, order.unsqueeze(-1).expand(-1, -1, width))
 
 
+def random_channels(features: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Keep a random `share` of each picture's channels, the same in all of its tokens, scaled up by
+    what is missing; the rest is zero. (K, P, D_v) -> the same shape."""
+    if share >= 1:
+        return features
+    kept = torch.rand(len(features), 1, features.shape[-1], generator=generator) < share
+    return features * (kept / share).to(features)
+
+
 def draw_pictures(rng: np.random.Generator, total: int, count: int, hard_share: float) -> Any:
     """Indices of one step: some pictures at random, the rest in runs of neighbours.
 
@@ -244,6 +253,7 @@ def warm_start(
         if recipe.feature_noise:
             noise = torch.randn(x.shape, generator=generator).to(x.device)
             x = x + recipe.feature_noise * x.std() * noise
+        x = random_channels(x, 1 - recipe.channel_dropout, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=x.device.type == "cpu"):
             projected = model.projector(x)
         projected = projected.float()

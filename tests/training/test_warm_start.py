@@ -24,6 +24,7 @@ from llava_mole.training.warm_start import (
     embedding_statistics,
     name_vectors,
     names_of_pictures,
+    random_channels,
     warm_start,
 )
 
@@ -122,6 +123,16 @@ def test_a_share_of_pictures_is_shown_re_drawn() -> None:
     assert 0.37 < 1 - drawn.count(drawings[0]) / 4000 < 0.43
     assert abs(drawn.count(drawings[1]) - drawn.count(drawings[2])) < 200
     assert {draw_drawing(rng, drawings[:1], 1.0) for _ in range(9)} == {drawings[0]}
+
+
+def test_channel_dropout_takes_whole_channels_of_a_picture() -> None:
+    ones = torch.ones(4, 5, 200)
+    kept = random_channels(ones, 0.8, torch.Generator().manual_seed(0))
+    assert set(kept.unique().tolist()) == {0.0, 1.25}
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))  # the same in every token
+    assert not torch.equal(kept[0], kept[1])  # another draw for every picture
+    assert 0.9 < kept.mean() < 1.1
+    assert random_channels(ones, 1.0, torch.Generator()) is ones
 
 
 def test_only_the_projector_learns(parts: Any, samples: list[Sample]) -> None:
