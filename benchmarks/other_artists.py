@@ -66,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args(argv)
     try:
+        unnamed = [entry for entry in args.pictures if "=" not in entry]
+        if unnamed:
+            raise DataError(f"--pictures {unnamed[0]}: expected NAME=FOLDER")
         artists = {
             name: drawings_of(Path(folder))
             for name, _, folder in (entry.partition("=") for entry in args.pictures)

@@ -376,7 +376,7 @@ def put_lora(language_model: PreTrainedModel, folder: Path) -> None:
 
 def one_device(device_map: Any) -> torch.device:
     if device_map == "auto":
-        accelerator = torch.accelerator.current_accelerator()
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if accelerator is None else accelerator
     if isinstance(device_map, dict):
         if set(device_map) != {""}:

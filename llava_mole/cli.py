@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     quick.add_argument("--minutes", type=float, default=9, help="bound on training (default 9)")
     quick.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder to write")
     quick.add_argument("--config", type=Path, help="another recipe (default configs/starter.yaml)")
-    quick.add_argument("--seed", type=int, default=0)
+    quick.add_argument(
+        "--seed", type=int, default=0, help="of data, training and scoring (default 0)"
+    )
     quick.add_argument(
         "--items", type=int, default=100, help="scored items per language and kind (default 100)"
     )
@@ -81,11 +83,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("--model", type=Path, required=True, help="model folder")
     chat.add_argument("--image", type=Path, action="append", default=[], help="may be repeated")
-    chat.add_argument("--max-new-tokens", type=int, default=64)
+    chat.add_argument(
+        "--max-new-tokens", type=at_least_one, default=64, help="bound on an answer (default 64)"
+    )
     chat.add_argument("question", nargs="?", help="in any language the model was trained on")
 
     commands.add_parser("env", help="versions and devices, to paste into a bug report")
     return parser
+
+
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
 
 
 def as_overrides(argv: Sequence[str]) -> list[str]:
@@ -94,10 +105,11 @@ def as_overrides(argv: Sequence[str]) -> list[str]:
     Only for the commands that take overrides; options of those commands stay as they are.
     """
     words = list(argv)
-    if not any(word in ("train", "quickstart") for word in words):
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command not in ("train", "quickstart"):
         return words
     own = {"--help", "--verbose", "--config", "--dry-run", "--no-resume", "--minutes", "--out"}
-    own |= {"--seed", "--items", "--variants"} if "quickstart" in words else set()
+    own |= {"--seed", "--items", "--variants"} if command == "quickstart" else set()
     out: list[str] = []
     while words:
         word = words.pop(0)
@@ -236,7 +248,7 @@ def env(args: argparse.Namespace) -> int:
             print(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             print(f"{name} not installed")
-    device = torch.accelerator.current_accelerator()
+    device = torch.accelerator.current_accelerator(check_available=True)
     print(f"accelerator {device or 'none'}; {torch.get_num_threads()} CPU threads")
     return 0
 

@@ -185,7 +185,8 @@ def run_quickstart(
     )
     console.print(f"  make demo OUT={out}", soft_wrap=True)
     console.print(
-        f"  python eval/mmmb.py --model {out}/model --data {unseen} --out {out}/mmmb",
+        f"  python eval/mmmb.py --model {out}/model --data {unseen} --out {out}/mmmb "
+        "--method options",
         soft_wrap=True,
     )
     return report

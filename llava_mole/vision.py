@@ -94,7 +94,12 @@ def feature_kind(visual: nn.Module, pixel_values: Tensor) -> str:
             pixel_values, indices=[-1], output_fmt="NLC"
         )
     except AssertionError:
-        return "map"
+        return "map" if hasattr(visual, "trunk") else "tokens"
+    except AttributeError as error:
+        raise ConfigError(
+            f"{type(visual).__name__} does not give patch features (open_clip has no "
+            "forward_intermediates for it): choose a ViT, a ConvNeXt or another timm trunk"
+        ) from error
     return "tokens"
 
 
@@ -125,7 +130,7 @@ def load_vision(
 
     Args:
         model: an open_clip name, "local-dir:FOLDER", or "starter".
-        pretrained: open_clip tag of the weights. None with an open_clip name: random weights.
+        pretrained: open_clip tag of the weights. Needed with an open_clip name.
         layer, select, grid, dtype: see `VisionConfig`.
         revision: kept in the reference.
 
@@ -190,7 +195,12 @@ def create_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]
                 "names them, 'local-dir:FOLDER' takes a folder, 'starter' the embedded tower"
             )
         tags = open_clip.list_pretrained_tags_by_model(name)
-        if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
+        if pretrained is None:
+            raise ConfigError(
+                f"vision.model={model!r} without vision.pretrained would be a tower of random "
+                f"weights; {name} has {', '.join(tags) or 'no published ones'}"
+            )
+        if pretrained not in tags and not Path(pretrained).is_file():
             raise ConfigError(f"vision.pretrained={pretrained!r}: {name} has {', '.join(tags)}")
     clip = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
     return clip, open_clip.get_model_config(name)

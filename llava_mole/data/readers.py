@@ -157,7 +157,7 @@ def _sample(
     if not isinstance(spoken, str) or not spoken:
         raise DataError(
             f"{where}: 'language' is {_short(spoken)}; expected a code such as 'pt', in the item "
-            "or for the whole file (language=…)"
+            "or for the whole file (in a recipe: data.sources.0.language=pt)"
         )
     kind = item.get("domain", domain)
     if not isinstance(kind, str) or not kind:

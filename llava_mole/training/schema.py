@@ -87,8 +87,10 @@ def apply_override(values: dict[str, Any], override: str, problems: list[str]) -
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    if isinstance(node, list):
-        problems.append(f"{key}: {last!r} is a list entry; name a key inside it")
+    if isinstance(node, list) and value is None and entry_of(node, last) is not None:
+        node.remove(entry_of(node, last))
+    elif isinstance(node, list):
+        problems.append(f"{key}: {last!r} is a list entry; name a key inside it, or drop it: =null")
     else:
         node[last] = value
 

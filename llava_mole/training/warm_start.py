@@ -47,12 +47,13 @@ def names_of_pictures(
     names: dict[Path, dict[str, str]] = defaultdict(dict)
     for sample in samples:
         if sample.metadata.get("kind") == kind and len(sample.images) == 1:
-            names[sample.images[0]][sample.language] = sample.turns[-1].text
+            answers = [turn.text for turn in sample.turns if turn.role == "assistant"]
+            names[sample.images[0]][sample.language] = answers[-1]
     if len(names) < 2:
         raise DataError(
             f"{key}: {len(names)} pictures have a sample of kind {kind!r}; "
             + (
-                "name a kind whose answers name the picture, or drop the warm start's stage"
+                "name a kind whose answers name the picture, or drop the stage (stages.warm_start=null)"
                 if key == "warm_start.kind"
                 else "drop this key, or name a kind that the data have"
             )
