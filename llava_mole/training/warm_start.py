@@ -53,7 +53,8 @@ def names_of_pictures(
         raise DataError(
             f"{key}: {len(names)} pictures have a sample of kind {kind!r}; "
             + (
-                "name a kind whose answers name the picture, or drop the stage (stages.warm_start=null)"
+                "name a kind whose answers name the picture, or drop the stage "
+                "(stages.warm_start=null)"
                 if key == "warm_start.kind"
                 else "drop this key, or name a kind that the data have"
             )
