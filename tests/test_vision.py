@@ -5,11 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from llava_mole.configuration import VisionConfig
 from llava_mole.errors import CheckpointError, ConfigError
-from llava_mole.vision import build_structure, load_referenced, load_vision, tower_hash
+from llava_mole.vision import (
+    VisionTower,
+    build_structure,
+    feature_kind,
+    load_referenced,
+    load_vision,
+    tower_hash,
+)
 from tests.helpers import write_tower
 
 
@@ -46,6 +55,18 @@ def test_cls_patch_makes_the_class_token_a_visual_token(tiny_parts: Any) -> None
     tower, config = load_vision(name, select="cls_patch")
     assert config.tokens_per_image == 5
     assert tower.keep_class_token
+
+
+def test_clips_own_resnet_gives_its_last_map() -> None:
+    visual = ModifiedResNet([1, 1, 1, 1], output_dim=8, heads=2, image_size=64, width=8).eval()
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    kind = feature_kind(visual, x)
+    tower = VisionTower(visual, VisionConfig.from_dict({"model": "RN", "features": kind}))
+    with torch.no_grad():
+        last = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(x)))))
+        found = tower(x)
+    assert_close(found[:, 1:], last.flatten(2).transpose(1, 2))
+    assert_close(found[:, 0], last.mean((2, 3)))
 
 
 @pytest.mark.parametrize("part", ["cnn", "vit"])
@@ -100,6 +121,7 @@ def test_the_config_alone_rebuilds_the_structure(tiny_parts: Any, kind: str) -> 
     [
         ("ViT-Z-99", None, "is not an open_clip model"),
         ("ViT-B-32", "openay", "vision.pretrained='openay': ViT-B-32 has"),
+        ("ViT-B-32", None, "random weights; ViT-B-32 has openai"),
         ("local-dir:/nowhere/at/all", None, "no open_clip_config.json in /nowhere/at/all"),
     ],
 )

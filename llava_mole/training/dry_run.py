@@ -23,13 +23,7 @@ from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor
 from llava_mole.training.parts import count_parameters, set_trainable
 from llava_mole.training.recipe import Recipe
-from llava_mole.training.run import (
-    TrainingData,
-    check_warm_start,
-    read_data,
-    rows_per_process,
-    stage_rows,
-)
+from llava_mole.training.run import TrainingData, check_warm_start, read_data, stage_rows
 
 PLANNED_ROWS = 2000
 
@@ -46,9 +40,6 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False)
     data = read_data(recipe.data.sources)
     check_warm_start(recipe, data)
-    for stage in recipe.stages:
-        if stage.kind == "language":
-            rows_per_process(recipe, stage)
     model, processor = build_model(dataclasses.replace(recipe.model, parrot=None))
     console.rule("parameters")
     console.print(parameter_table(recipe, model))

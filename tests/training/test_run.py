@@ -179,6 +179,20 @@ def test_a_dry_run_shows_recipe_parameters_mixture_and_a_masked_sample(recipe_fi
     assert "its image is conditioned on 'What is it?'" in text
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stages.warm.warm_start.kind=title", "drop the stage"),
+        ("stages.warm.warm_start.also={colour: 1}", "warm_start.also.colour"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    assert main(["train", "--config", str(recipe_file), "--dry-run", change]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_command_line_trains_and_reports_errors_in_one_message(
     recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,6 +168,14 @@ def test_bad_overrides_are_told_with_the_rest(tmp_path: Path) -> None:
     assert "stages.0: '0' is a list entry" in text
 
 
+def test_a_stage_can_be_dropped(tmp_path: Path) -> None:
+    names = [stage["name"] for stage in good()["stages"]]
+    path = write(tmp_path, good())
+    recipe = load_recipe(path, [f"stages.{names[0]}=null"])
+    assert [stage.name for stage in recipe.stages] == names[1:]
+    assert [stage.name for stage in load_recipe(path, ["stages.1=null"]).stages] == [names[0]]
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml not found"):
         load_recipe(tmp_path / "gone.yaml")

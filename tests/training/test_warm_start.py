@@ -135,6 +135,11 @@ def test_channel_dropout_takes_whole_channels_of_a_picture() -> None:
     assert random_channels(ones, 1.0, torch.Generator()) is ones
 
 
+def test_a_name_is_what_the_assistant_said_last(samples: list[Sample]) -> None:
+    asked_on = [dataclasses.replace(s, turns=(*s.turns, Turn("user", "and?"))) for s in samples]
+    assert names_of_pictures(asked_on, "naming") == names_of_pictures(samples, "naming")
+
+
 def test_only_the_projector_learns(parts: Any, samples: list[Sample]) -> None:
     model = parts[0]
     before = {name: value.clone() for name, value in model.state_dict().items()}
