@@ -66,9 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args(argv)
     try:
-        unnamed = [entry for entry in args.pictures if "=" not in entry]
-        if unnamed:
-            raise DataError(f"--pictures {unnamed[0]}: expected NAME=FOLDER")
+        names = [entry.partition("=")[0] for entry in args.pictures if "=" in entry]
+        if len({*names, "own"}) <= len(args.pictures):
+            raise DataError("--pictures: expected NAME=FOLDER, each NAME once and none `own`")
+        if args.items < 1 or not (args.model / "config.json").is_file():
+            raise DataError(f"--items {args.items} of at least 1, --model {args.model} a folder")
         artists = {
             name: drawings_of(Path(folder))
             for name, _, folder in (entry.partition("=") for entry in args.pictures)

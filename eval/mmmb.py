@@ -133,6 +133,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     items = first_of_each(load_items(args.data, args.languages), args.limit)
     if not items:
         raise DataError("no question left: check --languages and --limit against the files")
+    if not (args.model / "config.json").is_file():
+        raise CheckpointError(f"--model {args.model}: no config.json there; name a model folder")
     model = AutoModelForImageTextToText.from_pretrained(args.model).to(args.device).eval()
     processor = AutoProcessor.from_pretrained(args.model)
     style = STYLE[args.method]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +67,20 @@ class ModelRecipe:
     attn_implementation: str = "sdpa"
 
 
+def from_anywhere(name: str, scheme: str = "") -> str:
+    """A local folder by its absolute path, for the model folder that refers to it is read from
+    other working directories; other names as they are.
+
+    Args:
+        name: of a part.
+        scheme: what a folder's name begins with, where other names could be folders too.
+    """
+    folder = Path(name.removeprefix(scheme))
+    if name == "starter" or not name.startswith(scheme) or not folder.is_dir():
+        return name
+    return f"{scheme}{folder.resolve()}"
+
+
 def build_model(
     recipe: ModelRecipe,
 ) -> tuple[LlavaMoleForConditionalGeneration, LlavaMoleProcessor]:
@@ -89,7 +104,7 @@ def build_model(
         )
     image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
     tower, vision = load_vision(
-        recipe.vision_model,
+        from_anywhere(recipe.vision_model, "local-dir:"),
         recipe.vision_pretrained,
         layer=recipe.vision_layer,
         select=recipe.vision_select,
@@ -100,7 +115,9 @@ def build_model(
         # A copy: a config sets its attention implementation on its sub-configs.
         text_config=copy.deepcopy(language_model.config),
         text_source=WeightSource(
-            recipe.language_model, recipe.language_model_revision, checkpoint.weights_hash(base)
+            from_anywhere(recipe.language_model),
+            recipe.language_model_revision,
+            checkpoint.weights_hash(base),
         ).to_dict(),
         vision=vision.to_dict(),
         projector=recipe.projector.to_dict(),

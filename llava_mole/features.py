@@ -44,6 +44,11 @@ class FeatureStore:
         self.index: dict[Hashable, int] = {}
         self.blocks: list[Tensor] = []
 
+    def clear(self) -> None:
+        """Forget all: the tower has changed."""
+        self.index.clear()
+        self.blocks.clear()
+
     def fill(self, paths: Sequence[Any], progress: bool = True) -> None:
         """Compute what is not there yet.
 

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from llava_mole import ranks
 from llava_mole.clone import load_builder, repository_file
+from llava_mole.errors import ConfigError
 from llava_mole.evaluation.contact_sheet import contact_sheet
 from llava_mole.evaluation.report import Report, evaluate_conditions, render_table
 from llava_mole.starter import ensure_starter
@@ -94,6 +95,13 @@ def run_quickstart(
     Raises:
         ConfigError, DataError, CheckpointError: with what to do.
     """
+    for name, value, least in (("items", items, 1), ("variants", variants, 0)):
+        if value < least:
+            raise ConfigError(f"--{name} {value}: must be at least {least}")
+    own = {"output_dir": "--out", "minutes": "--minutes", "seed": "--seed"}
+    for override in overrides:
+        if (key := override.partition("=")[0].removeprefix("--")) in own:
+            raise ConfigError(f"{override}: say {own[key]} here")
     console = Console(quiet=not ranks.is_main())
     phases = Phases(console)
     data = out / "data"
@@ -102,11 +110,11 @@ def run_quickstart(
     recipe = load_recipe(
         path,
         [
-            f"output_dir={out}",
+            f"output_dir={json.dumps(str(out))}",
             f"minutes={minutes}",
             f"seed={seed}",
-            f"data.sources.0.path={data / 'train.json'}",
-            f"data.sources.0.variants={data / 'names.json'}",
+            f"data.sources.0.path={json.dumps(str(data / 'train.json'))}",
+            f"data.sources.0.variants={json.dumps(str(data / 'names.json'))}",
             *overrides,
         ],
     )

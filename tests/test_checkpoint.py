@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from llava_mole import LlavaMoleForConditionalGeneration, LlavaMoleProcessor
-from llava_mole.building import build_model
+from llava_mole.building import ModelRecipe, build_model
 from llava_mole.checkpoint import restore
 from llava_mole.configuration import LlavaMoleConfig
 from llava_mole.errors import CheckpointError, ConfigError
@@ -292,6 +292,22 @@ def test_changed_weights_of_the_referenced_tower_are_refused(
     write_tower(tmp_path / "tower", "cnn", seed=1)
     with pytest.raises(CheckpointError, match=r"vision tower .*has sha256"):
         load(tmp_path / "m")
+
+
+def test_parts_named_by_relative_folders_are_found_from_elsewhere(
+    tiny_parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_parts.language_model("llama"), tmp_path / "llama")
+    shutil.copytree(tiny_parts.tower("cnn"), tmp_path / "cnn")
+    monkeypatch.chdir(tmp_path)
+    recipe = ModelRecipe("llama", vision_model="local-dir:cnn", dtype="float32")
+    model, processor = build_model(recipe)
+    model.save_pretrained("m", processor=processor)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = LlavaMoleForConditionalGeneration.from_pretrained(tmp_path / "m")
+    there, here = found.state_dict(), model.state_dict()
+    assert all(torch.equal(there[name], here[name]) for name in here)
 
 
 def test_a_vanished_language_model_is_named(tiny_parts: Any, tmp_path: Path) -> None:

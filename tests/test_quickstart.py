@@ -86,6 +86,24 @@ def test_every_figure_recomputes_from_the_predictions(run: Path, report: dict[st
         assert (prediction.shown is None) == (prediction.condition == "withheld")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--items", "0"], "--items 0"),
+        (["--variants", "-1"], "--variants -1"),
+        (["minutes=3"], "say --minutes"),
+        (["output_dir=x"], "say --out"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_at_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    argv = ["quickstart", "--out", str(tmp_path / "run"), *words, "workers=1"]
+    assert main(argv) == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_call_with_another_recipe_overwrites_nothing(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

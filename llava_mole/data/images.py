@@ -18,6 +18,7 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000
 
 _BROKEN = (
     OSError,
+    RuntimeError,  # libavif's
     SyntaxError,  # PIL's word for a broken PNG
     ValueError,
     EOFError,

@@ -85,7 +85,7 @@ def _line_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}:{number}: bad JSON, {error}; found {_short(line.strip())}; "
                 "expected one whole object a line (or a single JSON list)"
@@ -124,6 +124,8 @@ def _list_items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
                     f"{path}:{line_of(error.pos)}: bad JSON, {error.msg} "
                     f"(column {error.colno}, in the item that begins at line {line_of(start)})"
                 ) from error
+            except ValueError as error:  # a number of thousands of digits
+                raise DataError(f"{path}:{line_of(start)}: bad JSON, {error}") from error
             yield line_of(start), item
             place = skip(place)
             mark = text[place : place + 1]
@@ -162,6 +164,9 @@ def _sample(
     kind = item.get("domain", domain)
     if not isinstance(kind, str) or not kind:
         raise DataError(f"{where}: 'domain' is {_short(kind)}; expected a name such as 'document'")
+    task = item.get("kind", "")
+    if not isinstance(task, str):
+        raise DataError(f"{where}: 'kind' is {_short(task)}; expected a name such as 'naming'")
     return Sample(
         turns=turns,
         images=tuple(files.find(name, where) for name in names),

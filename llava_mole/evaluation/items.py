@@ -10,7 +10,6 @@ tab-separated, cells with tabs or line breaks in double quotes.
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ def _pictures(path: Path, rows: Sequence[dict[str, str]]) -> dict[str, bytes]:
         if len(row["image"]) > REFERENCE_CHARACTERS:
             try:
                 pictures[index] = base64.b64decode("".join(row["image"].split()), validate=True)
-            except binascii.Error as error:
+            except ValueError as error:  # binascii.Error is one
                 raise DataError(f"{where}: column image: broken base64 ({error})") from error
     return pictures
 

@@ -148,9 +148,11 @@ def score_options(
     Raises:
         DataError: a query without options, an empty option, a prompt longer than the context, a
             broken picture.
-        ConfigError: `share_prompt=True` for a family whose trees are not verified; a chat template
-            whose prompt changes with the answer.
+        ConfigError: no row in a batch; `share_prompt=True` for a family whose trees are not
+            verified; a chat template whose prompt changes with the answer.
     """
+    if rows_per_batch < 1:
+        raise ConfigError(f"rows_per_batch={rows_per_batch}: must be at least 1")
     if share_prompt is None:
         share_prompt = trees_supported(model)
     elif share_prompt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import yaml
 from rich.console import Console
@@ -23,7 +24,13 @@ from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor
 from llava_mole.training.parts import count_parameters, set_trainable
 from llava_mole.training.recipe import Recipe
-from llava_mole.training.run import TrainingData, check_warm_start, read_data, stage_rows
+from llava_mole.training.run import (
+    TrainingData,
+    check_warm_start,
+    read_data,
+    stage_rows,
+    training_arguments,
+)
 
 PLANNED_ROWS = 2000
 
@@ -40,6 +47,9 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False)
     data = read_data(recipe.data.sources)
     check_warm_start(recipe, data)
+    for stage in recipe.stages:
+        if stage.kind == "language":
+            training_arguments(recipe, stage, Path(recipe.output_dir))
     model, processor = build_model(dataclasses.replace(recipe.model, parrot=None))
     console.rule("parameters")
     console.print(parameter_table(recipe, model))

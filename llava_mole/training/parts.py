@@ -53,6 +53,15 @@ def set_trainable(model: LlavaMoleForConditionalGeneration, rates: dict[str, flo
             parameter.requires_grad_(part in rates)
 
 
+def mark_trained(model: LlavaMoleForConditionalGeneration, rates: dict[str, float]) -> None:
+    """From here on the named parts are the model's own: a reference to where they once came from
+    would lose what was learnt, also when a later stage freezes them."""
+    if "vision" in rates:
+        model.config.vision = {**model.config.vision_part.to_dict(), "source": None}
+    if "language_model" in rates:
+        model.config.text_source = None
+
+
 def count_parameters(model: LlavaMoleForConditionalGeneration) -> list[tuple[str, int, int]]:
     """(part, total, trainable) per part that the model has."""
     rows = []

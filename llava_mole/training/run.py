@@ -34,7 +34,7 @@ from llava_mole.features import FeatureStore
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import Encoded, LlavaMoleProcessor
-from llava_mole.training.parts import set_trainable
+from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.recipe import Recipe, SourceRecipe, StageRecipe
 from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint
 from llava_mole.training.warm_start import names_of_pictures, warm_start
@@ -87,15 +87,15 @@ def read_data(sources: Sequence[SourceRecipe]) -> TrainingData:
             others = read_variants(Path(source.variants))
             # One picture may be written in several ways (relative, through a link).
             pictures = dict.fromkeys(path for sample in samples for path in sample.images)
-            shown = {path.resolve(): path for path in pictures}
-            matched = {shown[path]: found for path, found in others.items() if path in shown}
+            matched = {p: others[real] for p in pictures if (real := p.resolve()) in others}
             if others and not matched:
                 raise DataError(
                     f"data.sources.variants: {source.variants} knows other drawings of "
                     f"{len(others)} pictures, but no sample of {path} shows any of them (the first "
                     f"is {next(iter(others))})"
                 )
-            variants.update(matched)
+            for picture, drawings in matched.items():
+                variants[picture] = list(dict.fromkeys([*variants.get(picture, []), *drawings]))
     return TrainingData(samples, variants)
 
 
@@ -107,8 +107,16 @@ def read_variants(path: Path) -> dict[Path, list[Path]]:
         raise DataError(f"data.sources.variants: {path} cannot be read: {error}") from error
     root = path.parent.resolve()
     found: dict[Path, list[Path]] = {}
+    if not isinstance(names, dict):
+        raise DataError(f"data.sources.variants: {path}: expected an object, picture -> what it is")
     for key, entry in names.items():
-        drawings = [root / v["file"] for v in entry.get("variants", []) if v["keeps_colour"]]
+        try:
+            drawings = [root / v["file"] for v in entry.get("variants", []) if v["keeps_colour"]]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(
+                f'data.sources.variants: {path}: {key!r}: expected {{"variants": [{{"file": …, '
+                f'"keeps_colour": true}}, …]}}, found {str(entry)[:80]}'
+            ) from error
         outside = [d for d in drawings if not d.resolve().is_relative_to(root)]
         if outside:
             raise DataError(f"{path}: variant {outside[0]} of {key} is outside {root}")
@@ -261,7 +269,7 @@ def run_recipe(
     set_seed(recipe.seed)
     for stage in recipe.stages:
         if stage.kind == "language":
-            rows_per_process(recipe, stage)  # refused now, not after the warm start
+            training_arguments(recipe, stage, out)  # refused now, not after the warm start
     data = data or read_data(recipe.data.sources)
     check_warm_start(recipe, data)
     if ranks.is_main():
@@ -278,16 +286,21 @@ def run_recipe(
         folder.mkdir(parents=True, exist_ok=True)
         if stage.parrot and model.parrot is None:
             add_parrot(model, processor, recipe)
+        mark_trained(model, stage.learning_rates)
         if ranks.from_main((folder / "model" / "config.json").is_file()):
             logger.info("stage %s is done; reading %s", stage.name, folder / "model")
             from llava_mole.checkpoint import restore
 
             restore(model, folder / "model")
+            if "vision" in stage.learning_rates:
+                features.clear()
             continue
         started = time.monotonic()
         run_stage(recipe, stage, folder, model, processor, data, features)
         save_on_main(model, processor, folder / "model")
         seconds[stage.name] = time.monotonic() - started
+        if "vision" in stage.learning_rates:
+            features.clear()
     model.eval()
     save_on_main(model, processor, out / "model")
     return RunResult(model, processor, features, seconds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from transformers import TrainingArguments
 
 from llava_mole.errors import ConfigError
 from llava_mole.training.parts import PARTS
-from llava_mole.training.recipe import Recipe
+from llava_mole.training.recipe import Recipe, StageRecipe
 
 # Set by the stage itself; a recipe that also names them would be silently overruled.
 OWN_ARGUMENTS = {
@@ -31,6 +32,9 @@ OWN_ARGUMENTS = {
     "seed": "seed of the recipe",
     "train_sampling_strategy": "nothing: the planner fixes the order",
     "remove_unused_columns": "nothing",
+    "label_smoothing_factor": "nothing: the loss is plain cross-entropy",
+    "eval_strategy": "nothing: `llava-mole quickstart` and eval/ score models",
+    "resume_from_checkpoint": "the run itself: it goes on where it was",
 }
 
 
@@ -50,7 +54,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"recipe {path} not found; configs/ holds the ones that ship")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping; a recipe starts with output_dir, model, data")
@@ -182,6 +186,9 @@ def convert(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
 def check_limits(value: Any, limits: Any, path: str, problems: list[str]) -> None:
     if value is None:
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        problems.append(f"{path}={value!r}: must be a finite number")
+        return
     if "choices" in limits and value not in limits["choices"]:
         problems.append(f"{path}={value!r}: {nearest(str(value), limits['choices']).lstrip('; ')}")
     if "min" in limits and value < limits["min"]:
@@ -203,6 +210,7 @@ def cross_checks(recipe: Recipe) -> list[str]:
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(f"stages: two are named {name!r}")
     problems += check_arguments(recipe.training, "training")
+    problems += check_weights(recipe.data.kind_weights, "data.kind_weights")
     if recipe.model.dtype not in ("bfloat16", "float16", "float32"):
         problems.append(
             f"model.dtype={recipe.model.dtype!r}: allowed are bfloat16, float16, float32"
@@ -219,6 +227,9 @@ def cross_checks(recipe: Recipe) -> list[str]:
                 f"{path}.share_prefix=true: with Parrot on (from this stage or an earlier one) "
                 "visual tokens depend on the question; set share_prefix: false"
             )
+        problems += unread_keys(stage, path)
+        problems += check_weights(stage.kind_weights or {}, f"{path}.kind_weights")
+        problems += check_weights(stage.warm_start.also, f"{path}.warm_start.also")
         if stage.kind == "language" and not stage.learning_rates:
             problems.append(f"{path}.learning_rates: empty; nothing would be trained")
         for part, rate in stage.learning_rates.items():
@@ -227,6 +238,13 @@ def cross_checks(recipe: Recipe) -> list[str]:
             elif not rate > 0:
                 problems.append(f"{path}.learning_rates.{part}={rate!r}: must be above 0")
     shares = [stage.share_of_time for stage in recipe.stages]
+    schedules = [recipe.training, *(stage.training for stage in recipe.stages)]
+    kinds = {str(values.get("lr_scheduler_type", "linear")) for values in schedules}
+    if recipe.minutes is not None and kinds != {"linear"}:
+        problems.append(
+            f"training.lr_scheduler_type={(kinds - {'linear'}).pop()!r}: with minutes the rate "
+            "falls linearly with the time that is left; leave one of the two out"
+        )
     if recipe.minutes is not None and any(share is None for share in shares):
         problems.append("minutes is set: every stage needs its share_of_time")
     if all(share is not None for share in shares) and sum(s or 0 for s in shares) > 1.001:
@@ -234,6 +252,31 @@ def cross_checks(recipe: Recipe) -> list[str]:
             f"stages: share_of_time adds up to {sum(s or 0 for s in shares):g}, above 1"
         )
     return problems
+
+
+def unread_keys(stage: StageRecipe, path: str) -> list[str]:
+    """Keys that a stage of the other kind reads: they would be ignored."""
+    default = StageRecipe(stage.name)
+    if stage.kind == "language":
+        if stage.warm_start != default.warm_start:
+            return [f"{path}.warm_start: read by stages of kind warm_start only"]
+        return []
+    own = {field.name for field in dataclasses.fields(stage.warm_start)} | {"learning_rate"}
+    return [
+        f"{path}.{key}: not read by a stage of kind warm_start"
+        + next((f"; say warm_start.{k} there" for k in (key, key[:-1]) if k in own), "")
+        for key in ("learning_rates", "pictures_per_step", "questions_per_picture", "kind_weights",
+                    "training")
+        if getattr(stage, key) != getattr(default, key)
+    ]  # fmt: skip
+
+
+def check_weights(weights: dict[str, float], path: str) -> list[str]:
+    return [
+        f"{path}.{kind}={weight!r}: must be a finite number, 0 or more"
+        for kind, weight in weights.items()
+        if not (math.isfinite(weight) and weight >= 0)
+    ]
 
 
 def check_arguments(values: dict[str, Any], path: str) -> list[str]:

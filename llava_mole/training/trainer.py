@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -28,6 +29,8 @@ from llava_mole.data.collator import count_batch
 from llava_mole.mole import samples_by_expert
 from llava_mole.training.parts import parameters_by_part
 
+ELAPSED = "elapsed.json"
+"""In a checkpoint: seconds that the stage had taken."""
 CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -62,7 +65,8 @@ class StageTrainer(Trainer):
         self.time_budget = time_budget
         self.started = time.monotonic()
         self.elapsed = 0.0
-        """Seconds, as the main rank's clock says: all ranks must agree on rate and end."""
+        """Seconds, those of a stopped run included, as the main rank's clock says: all ranks must
+        agree on rate and end."""
         self.samples_in_step: Tensor | int | None = None
         self._sums: dict[str, float] = defaultdict(float)
         self._use: dict[str, list[Tensor]] = defaultdict(list)
@@ -198,6 +202,7 @@ class StageTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             name = f"checkpoint-{self.state.global_step}"
+            (writing / name / ELAPSED).write_text(json.dumps({"seconds": self.elapsed}))
             checkpoint.publish(writing / name, run / name)
             shutil.rmtree(writing, ignore_errors=True)
             kept = sorted(
@@ -211,6 +216,9 @@ class StageTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         checkpoint.restore(model or self.model, Path(resume_from_checkpoint))
+        spent = Path(resume_from_checkpoint) / ELAPSED
+        if spent.is_file():
+            self.elapsed = float(json.loads(spent.read_text())["seconds"])
 
 
 class TimeBudget(TrainerCallback):
@@ -220,7 +228,7 @@ class TimeBudget(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.started = time.monotonic()
+        self.trainer.started = time.monotonic() - self.trainer.elapsed
         # Ranks start from one seed; their dropout masks must differ. A resumed run reads its own.
         torch.manual_seed(args.seed + ranks.rank())
 

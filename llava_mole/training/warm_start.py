@@ -121,7 +121,8 @@ def contrastive_loss(pictures: Tensor, names: Tensor, mask: Tensor, scale: Tenso
         logits = scale * pictures[rows] @ names[rows, column].T
         target = torch.arange(len(rows), device=logits.device)
         losses.append((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
-    return torch.stack(losses).mean()
+    # Two names of one language are needed to tell apart; a step may hold none such.
+    return torch.stack(losses).mean() if losses else 0 * pictures.sum()
 
 
 def alignment_loss(pictures: Tensor, names: Tensor, mask: Tensor) -> Tensor:
@@ -164,13 +165,13 @@ def draw_pictures(rng: np.random.Generator, total: int, count: int, hard_share: 
     chosen: set[int] = set()
     while len(chosen) < int(count * hard_share):
         start = int(rng.integers(total))
-        chosen.update((start + offset) % total for offset in range(8))
+        chosen.update((start + offset) % total for offset in range(min(8, count - len(chosen))))
     rest = rng.permutation(total)
     for index in rest:
         if len(chosen) >= count:
             break
         chosen.add(int(index))
-    return np.array(sorted(chosen))[: max(count, 2)]
+    return np.array(sorted(chosen))
 
 
 def draw_drawing(rng: np.random.Generator, drawings: Sequence[Path], variant_share: float) -> Path:
@@ -280,8 +281,9 @@ def warm_start(
         if step % 25 == 0 or step == steps - 1:
             with torch.no_grad():
                 unit = F.normalize(vector, dim=-1)
-                hit = torch.einsum("id,jld->lij", unit, named_rows).argmax(-1)
-                right = hit == torch.arange(len(rows), device=hit.device)
+                cosines = torch.einsum("id,jld->lij", unit, named_rows)
+                hit = cosines.masked_fill(~named.T.unsqueeze(1), -2).argmax(-1)
+                right = (hit == torch.arange(len(rows), device=hit.device))[named.T]
             last = {
                 "loss_contrastive": loss.item(),
                 "cosine": 1 - away.item(),

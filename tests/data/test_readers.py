@@ -180,3 +180,15 @@ def test_line_separators_inside_a_string_do_not_cut_a_line(root):
     sample = read_llava_json(write(root, text + "\n" + text, "s.jsonl"), root)[1]
     assert sample.turns[1].text == "a\u2028b\x85c"
     assert sample.source.endswith("s.jsonl:2")
+
+
+@pytest.mark.parametrize("start", ["", "[\n"])
+@pytest.mark.parametrize("value", ["[" * 200_000, "9" * 5000])
+def test_json_beyond_the_parsers_limits_is_an_error_with_its_line(root, start, value):
+    path = write(root, start + '{"a": ' + value + "}", "deep.json")
+    with pytest.raises(DataError, match=rf"deep\.json:{1 + len(start) // 2}: bad JSON"):
+        read_llava_json(path, root)
+
+
+def test_a_kind_is_a_word(root):
+    assert ":1: 'kind' is ['naming']" in refusal(root, item(kind=["naming"]))

@@ -47,4 +47,8 @@ def test_errors_end_with_a_message(mmmb, tiny_model_dir, tsv, tmp_path, capsys):
     arguments = ["--model", str(tiny_model_dir), "--out", str(tmp_path / "o"), "--data"]
     assert mmmb.main([*arguments, str(tsv(row0_answer="Q"))]) == 1
     assert "eval_train.tsv:2: column answer" in capsys.readouterr().err
+    assert mmmb.main([*arguments, str(tsv()), "--rows-per-batch", "-1"]) == 1
+    assert "rows_per_batch=-1" in capsys.readouterr().err
+    assert mmmb.main(["--model", "/nope", *arguments[2:], str(tsv())]) == 1
+    assert "no config.json" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

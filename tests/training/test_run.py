@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,6 +305,64 @@ def test_variants_are_found_however_the_data_are_named(
         assert picture in {path for sample in found.samples for path in sample.images}
         assert [path.name for path in found.variants[picture]] == ["other.png"]
         assert len(found.pictures()) == len({s.images[0] for s in found.samples}) + 1
+
+
+def test_every_spelling_of_a_picture_gets_its_variants(data: Path, tmp_path: Path) -> None:
+    items = json.loads((data / "train.json").read_text(encoding="utf-8"))
+    items[1]["image"] = "images/../images/0.png"
+    (data / "train.json").write_text(json.dumps(items), encoding="utf-8")
+    sources = [SourceRecipe(str(data / "train.json"), variants=str(data / "names.json"))] * 2
+    found = read_data(sources)
+    assert len(found.variants) == 2
+    assert all([path.name for path in paths] == ["other.png"] for paths in found.variants.values())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "[]",
+        '{"0": []}',
+        '{"0": {"variants": [{"file": "a.png"}]}}',
+        '{"0": {"variants": [{"file": 3, "keeps_colour": true}]}}',
+        '{"0": {"variants": null}}',
+    ],
+)
+def test_a_file_of_variants_of_another_shape_is_refused(tmp_path: Path, names: str) -> None:
+    (tmp_path / "names.json").write_text(names)
+    with pytest.raises(DataError, match=r"data.sources.variants: .*names.json: .*expected"):
+        read_variants(tmp_path / "names.json")
+
+
+@pytest.mark.parametrize("part", ["vision", "language_model"])
+def test_what_a_stage_trained_stays_when_a_later_one_freezes_it(
+    recipe_file: Path, tmp_path: Path, part: str
+) -> None:
+    recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+    stage = {**recipe["stages"][1], "steps": 2}
+    first = {**stage, "name": "first", "learning_rates": {"projector": 0.01, part: 0.05}}
+    second = {**stage, "name": "second", "learning_rates": {"projector": 0.01}}
+    recipe["stages"] = [first, second]
+    recipe_file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    result = run_recipe(load_recipe(recipe_file))
+    trained = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "model").state_dict()
+    assert trained.keys() == loaded.keys()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in trained.items())
+    # A run that is killed after the first stage and goes on loses nothing either.
+    shutil.rmtree(tmp_path / "run" / "stages" / "2-second")
+    again = run_recipe(load_recipe(recipe_file)).model.state_dict()
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "model").state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in again.items())
+    prefix = "vision_tower." if part == "vision" else "language_model."
+    moved = [name for name in trained if name.startswith(prefix)]
+    assert moved
+    assert all(torch.equal(trained[name], again[name]) for name in moved)
+    if part == "vision":  # no features of the tower as it was
+        files = list(result.features.index)
+        result.model.eval()
+        kept = result.features(files)
+        result.features.clear()
+        assert torch.equal(kept, result.features(files))
 
 
 def test_variants_of_other_pictures_are_an_error(data: Path, tmp_path: Path) -> None:

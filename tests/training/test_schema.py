@@ -168,6 +168,33 @@ def test_bad_overrides_are_told_with_the_rest(tmp_path: Path) -> None:
     assert "stages.0: '0' is a list entry" in text
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stages.0.pictures_per_step=64", "say warm_start.pictures_per_step there"),
+        ("stages.0.learning_rates.projector=0.5", "say warm_start.learning_rate there"),
+        ("stages.1.warm_start.temperature=0.5", "stages.1 (instruct).warm_start: read by"),
+        ("data.kind_weights.naming=-1", "data.kind_weights.naming=-1.0: must be"),
+        ("stages.0.warm_start.also={colour: .nan}", "also.colour=nan"),
+        ("data.variant_share=.nan", "data.variant_share=nan: must be a finite number"),
+        ("training.label_smoothing_factor=0.5", "the loss is plain cross-entropy"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    values = good()
+    values["stages"][0] = {"name": "warm", "kind": "warm_start"}
+    assert message in "\n".join(problems(tmp_path, values, change))
+
+
+def test_with_minutes_the_schedule_is_linear(tmp_path: Path) -> None:
+    values = {**good(), "minutes": 5}
+    for stage in values["stages"]:
+        stage["share_of_time"] = 0.5
+    load_recipe(write(tmp_path, values), ["training.lr_scheduler_type=linear"])
+    found = problems(tmp_path, values, "training.lr_scheduler_type=cosine")
+    assert "lr_scheduler_type='cosine': with minutes" in "\n".join(found)
+
+
 def test_a_stage_can_be_dropped(tmp_path: Path) -> None:
     names = [stage["name"] for stage in good()["stages"]]
     path = write(tmp_path, good())

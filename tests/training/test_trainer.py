@@ -249,6 +249,28 @@ def test_a_time_budget_ends_the_stage_with_its_rate_at_zero(
     assert trainer.lr_scheduler.get_last_lr() == [0.0] * len(trainer.optimizer.param_groups)
 
 
+def test_a_resumed_stage_has_only_the_time_that_was_left(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    options = {
+        "max_steps": 10_000,
+        "trainer": {"time_budget": 3.0},
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 1,
+    }
+    first = stage(tmp_path, **paths, **options)
+    first.add_callback(TimeBudget(first))
+    first.add_callback(StopAt(4))
+    first.train()
+    second = stage(tmp_path, **paths, **options)
+    second.add_callback(TimeBudget(second))
+    second.train(resume_from_checkpoint=str(latest_checkpoint(tmp_path)))
+    rates = [entry["learning_rate"] for entry in history(second)]
+    assert rates == sorted(rates, reverse=True)  # it does not rise again
+    assert 0 < first.elapsed < second.elapsed
+
+
 def test_the_log_names_every_loss_and_the_experts_of_every_language(
     trained: Callable[..., StageTrainer],
 ) -> None:

@@ -125,6 +125,16 @@ def test_a_share_of_pictures_is_shown_re_drawn() -> None:
     assert {draw_drawing(rng, drawings[:1], 1.0) for _ in range(9)} == {drawings[0]}
 
 
+def test_runs_of_neighbours_reach_both_ends_of_a_source_alike() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.zeros(60)
+    for _ in range(3000):
+        rows = draw_pictures(rng, 60, 12, 1.0)
+        assert len(rows) == len(set(rows.tolist())) == 12
+        drawn[rows] += 1
+    assert 0.9 < drawn[:15].sum() / drawn[-15:].sum() < 1.1
+
+
 def test_channel_dropout_takes_whole_channels_of_a_picture() -> None:
     ones = torch.ones(4, 5, 200)
     kept = random_channels(ones, 0.8, torch.Generator().manual_seed(0))
