@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import llava_mole  # noqa: F401  (registers the model)
-from llava_mole.errors import DataError
+from llava_mole.errors import CheckpointError, ConfigError, DataError
 from llava_mole.evaluation.conditions import limited
 from llava_mole.evaluation.items import Item, read_items
 from llava_mole.evaluation.prompts import ask, style_of
@@ -69,8 +69,12 @@ def main(argv: list[str] | None = None) -> int:
         names = [entry.partition("=")[0] for entry in args.pictures if "=" in entry]
         if len({*names, "own"}) <= len(args.pictures):
             raise DataError("--pictures: expected NAME=FOLDER, each NAME once and none `own`")
-        if args.items < 1 or not (args.model / "config.json").is_file():
-            raise DataError(f"--items {args.items} of at least 1, --model {args.model} a folder")
+        if args.items < 1:
+            raise ConfigError(f"--items {args.items}: must be at least 1")
+        if not (args.model / "config.json").is_file():
+            raise CheckpointError(
+                f"--model {args.model}: no config.json there; name a model folder"
+            )
         artists = {
             name: drawings_of(Path(folder))
             for name, _, folder in (entry.partition("=") for entry in args.pictures)
@@ -96,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         features = FeatureStore(model, processor.image_processor)
         features.fill([item.image for _, item in shown])
         scores = score_options(model, processor, queries, features=features)
-    except DataError as error:
+    except (CheckpointError, ConfigError, DataError) as error:
         print(f"other_artists: {error}", file=sys.stderr)
         return 1
     rows = [

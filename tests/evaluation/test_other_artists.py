@@ -56,4 +56,14 @@ def test_a_folder_without_pictures_is_an_error(script, tmp_path, tiny_model_dir,
     arguments = ["--model", tiny_model_dir, "--data", tsv("train").parent, "--out", tmp_path / "o"]
     assert script.main([*map(str, arguments), "--pictures", f"x={tmp_path / 'empty'}"]) == 1
     assert "no *.png in" in capsys.readouterr().err
+    helpers.picture(1).save(tmp_path / "empty" / "p0.png")
+    named = [*map(str, arguments), "--pictures", f"x={tmp_path / 'empty'}"]
+    for change, message in (
+        (["--items", "0"], "--items 0: must be at least 1"),
+        (["--model", "/nope"], "--model /nope: no config.json there"),
+        (["--pictures", "twitter"], "expected NAME=FOLDER"),
+        (["--pictures", "own=x"], "none `own`"),
+    ):
+        assert script.main([*named, *change]) == 1
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
