@@ -17,7 +17,7 @@ from transformers.configuration_utils import SubConfigSpec
 from llava_mole.errors import ConfigError
 from llava_mole.mole.config import MoleConfig
 
-PROJECTORS = ("linear", "mlp2x_gelu")
+PROJECTORS = ("linear", "mlp2x_gelu", "rbf")
 SELECTS = ("patch", "cls_patch")
 
 
@@ -109,14 +109,32 @@ class VisionConfig(Part):
 
 @dataclass(frozen=True)
 class ProjectorConfig(Part):
+    """Patch features to the language model's width; see `projector.py`."""
+
     type: str = "mlp2x_gelu"
+    """"linear" and "mlp2x_gelu" as LLaVA; "rbf": radial basis functions around pictures, solved
+    for in closed form by a warm start with `method: ridge`."""
     dropout: float = 0.0
-    """On the patch features, in training."""
+    """In training, on the patch features; with "rbf" on the units."""
+    units: int | None = None
+    """"rbf" only: how many drawings it has units for; None: 4096."""
+    width: float | None = None
+    """"rbf" only: of a unit, in cosine; None: 0.1."""
 
     def __post_init__(self) -> None:
         choose("projector", "type", self.type, PROJECTORS)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"projector.dropout={self.dropout!r}: must be in [0, 1)")
+        for key, value in (("units", self.units), ("width", self.width)):
+            if value is None:
+                continue
+            if self.type != "rbf":
+                raise ConfigError(
+                    f"projector.{key}={value!r}: only type 'rbf' has it, not {self.type!r}; "
+                    f"say projector: {{type: {self.type}}}"
+                )
+            if not value > 0:
+                raise ConfigError(f"projector.{key}={value!r}: must be above 0")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from llava_mole.mole import add_experts, auxiliary_losses
 from llava_mole.mole.inject import decoder_of
 from llava_mole.mole.route import RouteContext
 from llava_mole.parrot import LanguageConditionedMoE
-from llava_mole.projector import Projector
+from llava_mole.projector import build_projector
 from llava_mole.vision import VisionTower, build_structure
 
 IGNORE = -100
@@ -82,7 +82,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         width = config.text_config.hidden_size
         vision = config.vision_part
         self.vision_tower = vision_tower or build_structure(vision)
-        self.projector = Projector(vision.width, width, config.projector_part)
+        self.projector = build_projector(vision.width, width, config.projector_part)
         parrot = config.parrot_part
         self.parrot = LanguageConditionedMoE(width, parrot) if parrot else None
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)

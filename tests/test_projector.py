@@ -1,4 +1,7 @@
-"""Projector: two shapes, and a scale that matches what the decoder receives."""
+"""Projectors: their shapes, and a scale that matches what the decoder receives."""
+
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ from torch.testing import assert_close
 
 from llava_mole.configuration import ProjectorConfig
 from llava_mole.errors import ConfigError
-from llava_mole.projector import Projector
+from llava_mole.projector import Projector, RadialBasisProjector, root
 
 
 def test_linear_is_one_matrix_and_mlp2x_gelu_is_two_with_a_gelu() -> None:
@@ -59,3 +62,65 @@ def test_an_unknown_type_is_refused_with_the_nearest() -> None:
         ProjectorConfig(type="mlp2_gelu")
     with pytest.raises(ConfigError, match=r"projector.dropout"):
         ProjectorConfig(dropout=1.0)
+
+
+def known(dropout: float = 0.0) -> RadialBasisProjector:
+    """Three units in 16 dimensions, with values of their own."""
+    torch.manual_seed(0)
+    projector = RadialBasisProjector(
+        16, 12, ProjectorConfig(type="rbf", units=3, width=0.1, dropout=dropout)
+    )
+    projector.mean.copy_(torch.randn(16))
+    projector.centres.copy_(torch.nn.functional.normalize(torch.randn(3, 16), dim=-1))
+    projector.scale.fill_(5.0)
+    return projector
+
+
+def test_rbf_answers_with_what_the_nearest_units_stand_for() -> None:
+    projector = known()
+    rooted = projector.mean + 7 * projector.centres[1]
+    at_a_centre = (rooted.sign() * rooted.square()).view(1, 1, 16)
+    assert_close(root(at_a_centre), rooted.view(1, 1, 16), rtol=1e-2, atol=1e-2)
+    kernel = projector.kernel(at_a_centre)[0, 0]
+    others = [float(projector.centres[1] @ projector.centres[other]) for other in (0, 2)]
+    assert kernel[1].item() == pytest.approx(1, abs=1e-3)
+    for other, cosine in zip((0, 2), others, strict=True):
+        assert kernel[other].item() == pytest.approx(math.exp((cosine - 1) / 0.1), rel=2e-2)
+    mixed = projector.values.weight @ kernel
+    expected = projector.offset + 5 * mixed / mixed.norm()
+    assert_close(projector(at_a_centre)[0, 0], expected)
+
+
+def test_rbf_passes_a_finite_gradient_on_to_a_trained_tower() -> None:
+    features = torch.relu(torch.randn(2, 4, 16)).requires_grad_()  # exact zeros, as after a ReLU
+    known()(features).square().sum().backward()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+    assert features.grad.abs().sum() > 0
+
+
+def test_rbf_trains_its_values_and_keeps_its_centres() -> None:
+    projector = known()
+    trained = {name for name, _ in projector.named_parameters()}
+    assert trained == {"values.weight", "offset"}
+    projector(torch.randn(2, 4, 16)).square().sum().backward()
+    assert projector.offset.grad is not None
+    assert projector.values.weight.grad is not None
+    fresh = RadialBasisProjector(16, 12, ProjectorConfig(type="rbf", units=3, width=0.1))
+    fresh.load_state_dict(projector.state_dict())
+    x = torch.randn(2, 4, 16)
+    assert_close(fresh(x), projector(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"units": 7}, "only type 'rbf' has it"),
+        ({"type": "linear", "width": 0.1}, "only type 'rbf' has it"),
+        ({"type": "rbf", "units": 0}, "projector.units=0: must be above 0"),
+        ({"type": "rbf", "width": -0.1}, "projector.width=-0.1"),
+    ],
+)
+def test_keys_of_rbf_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ProjectorConfig(**options)

@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
         f"model.language_model={tiny_parts.language_model('gemma3_text')}",
         f"model.vision_model=local-dir:{tiny_parts.tower('cnn')}",
         "model.vision_grid=null", "model.dtype=float32", "model.parrot.hidden_size=8",
-        "stages.warm_start.steps=3", "stages.align.steps=1", "stages.instruct.steps=2",
+        "stages.align.steps=1", "stages.instruct.steps=2",
         "stages.parrot.steps=1",
     ]  # fmt: skip
     argv = ["quickstart", "--minutes", "5", "--out", str(out), "--items", str(ITEMS), *small]

@@ -12,6 +12,7 @@ from typing import Any
 from llava_mole.building import ModelRecipe
 
 STAGE_KINDS = ("warm_start", "language")
+WARM_STARTS = ("gradient", "ridge")
 
 
 @dataclass
@@ -43,8 +44,14 @@ class DataRecipe:
 
 @dataclass
 class WarmStartRecipe:
-    """The `warm_start:` section of a warm_start stage (see `warm_start.py`)."""
+    """The `warm_start:` section of a warm_start stage (see `warm_start.py` and `ridge.py`)."""
 
+    method: str = field(default="gradient", metadata={"choices": WARM_STARTS})
+    """"gradient": contrast and alignment, step by step, for projectors linear and mlp2x_gelu.
+    "ridge": solved for in closed form in seconds, for a projector of type rbf; it reads kind, also,
+    alignment_weight and ridge, and has no steps."""
+    ridge: float = field(default=0.01, metadata={"above": 0})
+    """Of "ridge": the penalty on the solution, relative to the mean diagonal of its system."""
     kind: str = "naming"
     """Samples of this kind give the pairs: picture, answer."""
     pictures_per_step: int = field(default=128, metadata={"min": 2})

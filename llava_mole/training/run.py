@@ -36,6 +36,7 @@ from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import Encoded, LlavaMoleProcessor
 from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.recipe import Recipe, SourceRecipe, StageRecipe
+from llava_mole.training.ridge import ridge_start
 from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint
 from llava_mole.training.warm_start import names_of_pictures, warm_start
 from llava_mole.tree import check_supported
@@ -367,15 +368,21 @@ def run_stage(
     if frozen_tower:
         features.fill_together(data.pictures())
     if stage.kind == "warm_start":
-        set_trainable(model, {"projector": stage.warm_start.learning_rate})
         if ranks.is_main():  # alone, with the cores of those who wait
             log.truncate_after(-1)
             threads = torch.get_num_threads()
             torch.set_num_threads(threads * ranks.workers())
-            done = warm_start(
-                model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
-                seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
-            )  # fmt: skip
+            if stage.warm_start.method == "ridge":
+                done = ridge_start(
+                    model, processor, data.samples, features, stage.warm_start,
+                    seed=recipe.seed, variants=data.variants, log=log,
+                )  # fmt: skip
+            else:
+                set_trainable(model, {"projector": stage.warm_start.learning_rate})
+                done = warm_start(
+                    model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
+                    seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
+                )  # fmt: skip
             torch.set_num_threads(threads)
             logger.info("warm start: %s", done)
         ranks.same_weights(model.projector)

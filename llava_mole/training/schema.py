@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from llava_mole.errors import ConfigError
 from llava_mole.training.parts import PARTS
-from llava_mole.training.recipe import Recipe, StageRecipe
+from llava_mole.training.recipe import Recipe, StageRecipe, WarmStartRecipe
 
 # Set by the stage itself; a recipe that also names them would be silently overruled.
 OWN_ARGUMENTS = {
@@ -228,6 +228,7 @@ def cross_checks(recipe: Recipe) -> list[str]:
                 "visual tokens depend on the question; set share_prefix: false"
             )
         problems += unread_keys(stage, path)
+        problems += check_start(recipe, index, path)
         problems += check_weights(stage.kind_weights or {}, f"{path}.kind_weights")
         problems += check_weights(stage.warm_start.also, f"{path}.warm_start.also")
         if stage.kind == "language" and not stage.learning_rates:
@@ -250,6 +251,53 @@ def cross_checks(recipe: Recipe) -> list[str]:
     if all(share is not None for share in shares) and sum(s or 0 for s in shares) > 1.001:
         problems.append(
             f"stages: share_of_time adds up to {sum(s or 0 for s in shares):g}, above 1"
+        )
+    return problems
+
+
+GRADIENT_KEYS = (
+    "pictures_per_step", "learning_rate", "weight_decay", "temperature", "feature_noise",
+    "token_dropout", "channel_dropout", "hard_share", "variant_share", "scale_weight",
+)  # fmt: skip
+
+
+def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
+    """A stage against the projector's type: who solves for what."""
+    stage, kind = recipe.stages[index], recipe.model.projector.type
+    if stage.kind == "language":
+        begun = any(earlier.kind == "warm_start" for earlier in recipe.stages[:index])
+        if kind == "rbf" and not begun:
+            return [
+                f"{path}: a projector of type rbf knows no picture before a warm_start stage with "
+                "warm_start.method=ridge; add one, or say 'model.projector={type: mlp2x_gelu}'"
+            ]
+        return []
+    start, default = stage.warm_start, WarmStartRecipe()
+    if start.method == "gradient":
+        problems = [f"{path}.warm_start.ridge: read by method ridge only"] * (
+            start.ridge != default.ridge
+        )
+        if kind == "rbf":
+            problems.append(
+                f"{path}.warm_start.method=gradient: a projector of type rbf is solved for; say "
+                "method: ridge, or 'model.projector={type: mlp2x_gelu}'"
+            )
+        return problems
+    problems = [
+        f"{path}.warm_start.{key}: not read by method ridge"
+        for key in GRADIENT_KEYS
+        if getattr(start, key) != getattr(default, key)
+    ]
+    if stage.steps != StageRecipe(stage.name).steps:
+        problems.append(f"{path}.steps={stage.steps}: method ridge has no steps; leave it out")
+    if kind != "rbf":
+        problems.append(
+            f"{path}.warm_start.method=ridge: needs 'model.projector={{type: rbf}}', found {kind!r}"
+        )
+    if start.also and not start.alignment_weight > 0:
+        problems.append(
+            f"{path}.warm_start.alignment_weight={start.alignment_weight!r}: must be above 0, the "
+            "weights of `also` are relative to it"
         )
     return problems
 

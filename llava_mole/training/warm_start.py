@@ -30,6 +30,7 @@ from llava_mole.data.sample import Sample
 from llava_mole.errors import DataError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleProcessor
+from llava_mole.projector import Projector
 from llava_mole.training.recipe import WarmStartRecipe
 
 Log = Callable[[dict[str, Any]], None]
@@ -103,6 +104,37 @@ def embedding_statistics(
     return mean, (vectors - mean).std().item()
 
 
+class Pairs:
+    """Pictures and what a warm start pulls them to.
+
+    Attributes:
+        pictures: each once.
+        vectors, mask: of their names, see `name_vectors`.
+        others: (weight, vectors, mask) of each kind in `recipe.also`.
+        centre, spread: mean (D,) and standard deviation of the names' input embeddings.
+    """
+
+    def __init__(
+        self,
+        model: LlavaMoleForConditionalGeneration,
+        processor: LlavaMoleProcessor,
+        samples: Sequence[Sample],
+        recipe: WarmStartRecipe,
+    ) -> None:
+        by_picture = names_of_pictures(samples, recipe.kind)
+        names = list(by_picture.values())
+        self.pictures = list(by_picture)
+        languages = sorted({language for known in names for language in known})
+        self.vectors, self.mask = name_vectors(model, processor, names, languages)
+        self.others: list[tuple[float, Tensor, Tensor]] = []
+        for kind, weight in recipe.also.items():
+            answers = names_of_pictures(samples, kind, key=f"warm_start.also.{kind}")
+            known = [answers.get(picture, {}) for picture in self.pictures]
+            self.others.append((weight, *name_vectors(model, processor, known, languages)))
+        tokens = [t for known in names for n in known.values() for t in processor.question_ids(n)]
+        self.centre, self.spread = embedding_statistics(model, tokens)
+
+
 def contrastive_loss(pictures: Tensor, names: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE, averaged over languages.
 
@@ -132,6 +164,16 @@ def alignment_loss(pictures: Tensor, names: Tensor, mask: Tensor) -> Tensor:
     """
     cosines = torch.einsum("kd,kld->kl", F.normalize(pictures, dim=-1), names)
     return 1 - cosines[mask].mean()
+
+
+@torch.no_grad()
+def naming_accuracy(pictures: Tensor, names: Tensor, mask: Tensor) -> float:
+    """Share of pictures nearest to their own name among all of that language, mean over names.
+    Arguments as above."""
+    cosines = torch.einsum("id,jld->lij", F.normalize(pictures, dim=-1), names)
+    hit = cosines.masked_fill(~mask.T.unsqueeze(1), -2).argmax(-1)
+    right = (hit == torch.arange(len(pictures), device=hit.device))[mask.T]
+    return right.float().mean().item()
 
 
 def random_tokens(features: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -212,19 +254,10 @@ def warm_start(
         Last loss, accuracy of the last step (picture to name, mean over languages), seconds.
     """
     started = time.monotonic()
-    by_picture = names_of_pictures(samples, recipe.kind)
-    pictures = list(by_picture)
-    languages = sorted({language for names in by_picture.values() for language in names})
-    vectors, mask = name_vectors(model, processor, list(by_picture.values()), languages)
-    tokens = [t for names in by_picture.values() for name in names.values()
-              for t in processor.question_ids(name)]  # fmt: skip
-    centre, target_std = embedding_statistics(model, tokens)
-    others = []
-    for kind, weight in recipe.also.items():
-        answers = names_of_pictures(samples, kind, key=f"warm_start.also.{kind}")
-        others.append((weight, *name_vectors(
-            model, processor, [answers.get(picture, {}) for picture in pictures], languages
-        )))  # fmt: skip
+    assert isinstance(model.projector, Projector)
+    pairs = Pairs(model, processor, samples, recipe)
+    pictures, vectors, mask = pairs.pictures, pairs.vectors, pairs.mask
+    centre, target_std = pairs.centre, pairs.spread
     drawings = [[path, *(variants or {}).get(path, ())] for path in pictures]
     model.projector.match_scale(features([d[0] for d in drawings[:64]])[:, 1:], centre, target_std)
 
@@ -268,7 +301,7 @@ def warm_start(
         loss = contrastive_loss(vector, named_rows, named, scale)
         away = alignment_loss(vector, named_rows, named)
         pull = recipe.alignment_weight * away
-        for weight, answer_vectors, answered in others:
+        for weight, answer_vectors, answered in pairs.others:
             some = answered[rows].to(vector.device)
             if some.any():
                 answer_rows = answer_vectors[rows].to(vector.device)
@@ -279,15 +312,10 @@ def warm_start(
         (loss + pull + penalty).backward()
         optimizer.step()
         if step % 25 == 0 or step == steps - 1:
-            with torch.no_grad():
-                unit = F.normalize(vector, dim=-1)
-                cosines = torch.einsum("id,jld->lij", unit, named_rows)
-                hit = cosines.masked_fill(~named.T.unsqueeze(1), -2).argmax(-1)
-                right = (hit == torch.arange(len(rows), device=hit.device))[named.T]
             last = {
                 "loss_contrastive": loss.item(),
                 "cosine": 1 - away.item(),
-                "accuracy": right.float().mean().item(),
+                "accuracy": naming_accuracy(vector.detach(), named_rows, named),
             }
             if log is not None:
                 log({"step": step, **last, "scale_ratio": std.item() / target_std})

@@ -219,6 +219,33 @@ def test_two_workers_train_what_one_trains(recipe_file: Path, tmp_path: Path) ->
                 assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-4), (name, one)
 
 
+def test_workers_share_a_projector_that_was_solved_for(recipe_file: Path, tmp_path: Path) -> None:
+    """One solves, all get its centres and values; a stopped run reads them again."""
+    recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+    recipe["model"]["projector"] = {"type": "rbf", "units": 6}
+    recipe["stages"][0] = {"name": "warm", "kind": "warm_start", "warm_start": {"method": "ridge"}}
+    recipe_file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    options = ["--config", str(recipe_file)]
+    losses = {}
+    for workers in (1, 2):
+        run = [*options, f"workers={workers}", f"output_dir={tmp_path / str(workers)}"]
+        assert main(["train", *run]) == 0
+        lines = log_lines(tmp_path / str(workers))
+        assert lines[0]["stage"] == "warm"
+        assert lines[0]["units"] > 0
+        losses[workers] = [line["loss"] for line in lines if "loss" in line]
+    assert losses[2] == pytest.approx(losses[1], rel=2e-3)
+    saved = tmp_path / "1" / "model" / "model.safetensors"
+    before = load_file(saved)
+    shutil.rmtree(tmp_path / "1" / "stages" / "3-parrot")
+    assert main(["train", *options, f"output_dir={tmp_path / '1'}"]) == 0
+    after = load_file(saved)
+    assert before["projector.centres"].any()
+    for name in before:
+        if name.startswith("projector."):
+            assert torch.equal(after[name], before[name])
+
+
 def test_workers_stop_together_when_time_is_up(recipe_file: Path, tmp_path: Path) -> None:
     options = ["minutes=0.1", "stages.instruct.steps=100000", "stages.instruct.share_of_time=0.5"]
     options += ["stages.warm.share_of_time=0.2", "stages.parrot.share_of_time=0.2", "workers=2"]

@@ -186,6 +186,32 @@ def test_what_would_be_ignored_is_refused(tmp_path: Path, change: str, message: 
     assert message in "\n".join(problems(tmp_path, values, change))
 
 
+RIDGE = ("stages.0.warm_start.method=ridge", "model.projector={type: rbf}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([RIDGE[0]], "method=ridge: needs 'model.projector={type: rbf}', found 'mlp2x_gelu'"),
+        ([RIDGE[1]], "method=gradient: a projector of type rbf is solved for"),
+        ([RIDGE[1], "stages.warm=null"], "type rbf knows no picture before a warm_start stage"),
+        ([*RIDGE, "stages.0.steps=7"], "stages.0 (warm).steps=7: method ridge has no steps"),
+        ([*RIDGE, "stages.0.warm_start.feature_noise=1"], "feature_noise: not read by"),
+        ([*RIDGE, "stages.0.warm_start.alignment_weight=0", "stages.0.warm_start.also={a: 1}"],
+         "alignment_weight=0.0: must be above 0"),
+        (["stages.0.warm_start.ridge=0.5"], "warm_start.ridge: read by method ridge only"),
+        (["model.projector={type: linear, units: 3}"], "only type 'rbf' has it"),
+    ],
+)  # fmt: skip
+def test_a_projector_and_its_warm_start_belong_together(
+    tmp_path: Path, changes: list[str], message: str
+) -> None:
+    values = good()
+    values["stages"][0] = {"name": "warm", "kind": "warm_start"}
+    assert message in "\n".join(problems(tmp_path, values, *changes))
+    load_recipe(write(tmp_path, values), list(RIDGE))
+
+
 def test_with_minutes_the_schedule_is_linear(tmp_path: Path) -> None:
     values = {**good(), "minutes": 5}
     for stage in values["stages"]:
