@@ -14,7 +14,7 @@ VENV ?= .venv
 # torch and torchvision must come from the same release, or torchvision's operators do not load.
 # This pair is the one tested; another: make TORCH="torch==2.13.0 torchvision==0.28.0" check
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-MINUTES ?= 10
+MINUTES ?= 9
 OUT ?= runs/quickstart
 MODEL ?= $(OUT)/model
 

@@ -3,7 +3,9 @@
 A guess without the picture must be at chance. Two devices see to it:
 
 * names: a *pool* is a part of a partition of the split. Four options are the right picture and
-  three others of its pool, all drawn evenly, so each of the four is the right one equally often;
+  three others of its pool, all drawn evenly, so each of the four is the right one equally often. In
+  evaluation files that is exact: four pictures of a pool are asked about one after the other, in
+  the same words and with the same four options;
 * kinds and colours: four pictures with four different answers are drawn first, then that one of the
   answers is made the right one which was right least often for how often it was offered, then a
   picture that has this answer is taken.
@@ -249,7 +251,8 @@ def evaluation_rows(
 ) -> list[dict]:
     """Rows of one TSV, without index and image: ``count`` per language and kind, in held-out forms.
 
-    The same pictures, options and letters are asked in all six languages, row for row.
+    The same pictures, options and letters are asked in all six languages, row for row. Naming and
+    choice come in blocks of four items that differ in the picture and the options' order alone.
     A kind with too few different answers in this split (a tiny set) has no rows.
     """
     rows = []
@@ -258,7 +261,8 @@ def evaluation_rows(
         draws = list(_draws(kind, pictures, count, rng))
         for language in ask.LANGUAGES:
             for number, (picture, asked, options, right) in enumerate(draws):
-                form = number % len(ask.HELD_OUT[kind][language])
+                turn = number // 4 if kind in ("naming", "choice") else number
+                form = turn % len(ask.HELD_OUT[kind][language])
                 template = f"{kind}.held_out.{form}"
                 question = ask.HELD_OUT[kind][language][form]
                 if kind == "yes_no":
@@ -302,10 +306,30 @@ def _draws(
             asked = picture if truth else rng.choice(others)
             yield picture, asked, [truth, not truth] if place == 0 else [not truth, truth], place
         return
-    for place in _even(range(4), count, rng):
-        picture = next(turns)
-        options = name_options(picture, pool_of[picture.key], rng)
+    for picture, options, place in islice(_blocks(pool_of, turns, rng), count):
         yield picture, picture, _with_right_at(place, options, picture), place
+
+
+def _blocks(
+    pool_of: dict[str, list[Picture]], turns: Iterator[Picture], rng: random.Random
+) -> Iterator[tuple[Picture, list[Picture], int]]:
+    """(right picture, four options, place of the right one), four of a pool in turn, without end.
+
+    Pictures that were not asked about yet come first.
+    """
+    asked: dict[str, int] = defaultdict(int)
+    while True:
+        first = next(turns)
+        for _ in range(len(pool_of)):
+            if not asked[first.key]:
+                break
+            first = next(turns)
+        others = [other for other in pool_of[first.key] if other.key != first.key]
+        rng.shuffle(others)
+        block = [first, *sorted(others, key=lambda other: asked[other.key])[:3]]
+        for picture, place in zip(block, rng.sample(range(4), 4), strict=True):
+            asked[picture.key] += 1
+            yield picture, block, place
 
 
 def _even(values: Iterable, count: int, rng: random.Random) -> Iterator:

@@ -13,7 +13,7 @@ from llava_mole.errors import CheckpointError, ConfigError, DataError
 
 EPILOG = """\
 examples:
-  llava-mole quickstart --minutes 10 --out runs/quickstart
+  llava-mole quickstart --minutes 9 --out runs/quickstart
   llava-mole train --config configs/starter.yaml --dry-run
   llava-mole train --config configs/starter.yaml stages.instruct.steps=300 seed=1
   llava-mole chat --model runs/quickstart/model --image cat.png "What is this?"
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "picture: builds the OpenMoji data, trains configs/starter.yaml, scores before and after, "
         "writes report.json, contact_sheet.png and a model folder.",
     )
-    quick.add_argument("--minutes", type=float, default=10, help="bound on training (default 10)")
+    quick.add_argument("--minutes", type=float, default=9, help="bound on training (default 9)")
     quick.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder to write")
     quick.add_argument("--config", type=Path, help="another recipe (default configs/starter.yaml)")
     quick.add_argument(

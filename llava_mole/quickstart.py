@@ -123,8 +123,9 @@ def run_quickstart(
         phases.start("starter", "1/5 starter: language model and vision tower")
         ensure_starter(progress=lambda line: console.print(f"  {line}"))
         phases.start("data", "2/5 data: OpenMoji pictures, questions in six languages")
-        if not (data / "dataset.json").is_file():
-            load_builder("openmoji").build(data, seed=seed, variants=variants, eval_items=items)
+    # Where there are several workers, the last one draws while the first one converts.
+    if ranks.rank() == ranks.size() - 1 and not (data / "dataset.json").is_file():
+        load_builder("openmoji").build(data, seed=seed, variants=variants, eval_items=items)
     ranks.barrier()
     training_data = read_data(recipe.data.sources)
     trained, unseen = data / "eval_train.tsv", data / "eval_test.tsv"

@@ -313,6 +313,25 @@ def test_evaluation_asks_the_same_in_every_language_in_held_out_forms(built):
         assert len(set(letters.values())) == 1
 
 
+@pytest.mark.parametrize("kind", ["naming", "choice"])
+def test_in_evaluation_any_guess_from_the_options_alone_is_right_once_in_four(splits, kind):
+    """Blocks of four: the same words and options, each of them right once, each letter once."""
+    for name in ("train", "test"):
+        rows = items.evaluation_rows(name, splits[name], 40, seed=3)
+        for language in ask.LANGUAGES:
+            asked = [r for r in rows if r["category"] == kind and r["language"] == language]
+            assert len(asked) == 40
+            for block in (asked[start : start + 4] for start in range(0, 40, 4)):
+                options = [sorted(row[letter] for letter in "ABCD") for row in block]
+                assert all(same == options[0] for same in options)
+                assert len({row["question"] for row in block}) == 1
+                assert sorted(row[row["answer"]] for row in block) == options[0]
+                assert {row["answer"] for row in block} == set("ABCD")
+    trained = items.evaluation_rows("train", splits["train"], 100, seed=0)
+    pictures = {r["picture"] for r in trained if r["category"] == kind}
+    assert len(pictures) > 90  # few are asked about twice: where a pool is not a multiple of four
+
+
 def test_every_listed_picture_exists_and_only_trained_ones_have_variants(built):
     names = json.loads((built / "names.json").read_text("utf-8"))
     assert {path.stem for path in (built / "images").iterdir()} == set(names)
