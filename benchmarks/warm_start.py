@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone
 from benchmarks.other_artists import drawings_of, key_of
 from llava_mole.building import ModelRecipe, build_model
 from llava_mole.configuration import ProjectorConfig
-from llava_mole.errors import ConfigError, DataError
+from llava_mole.errors import CheckpointError, ConfigError, DataError
 from llava_mole.evaluation.items import Item, read_items
 from llava_mole.features import FeatureStore
 from llava_mole.training.recipe import SourceRecipe, WarmStartRecipe
@@ -103,6 +103,9 @@ def measure(
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    named = [entry.partition("=")[0] for entry in args.pictures if "=" in entry]
+    if len({*named, "own"}) <= len(args.pictures):
+        raise DataError("--pictures: expected NAME=FOLDER, each NAME once and none `own`")
     artists = {
         name: drawings_of(Path(folder))
         for name, _, folder in (entry.partition("=") for entry in args.pictures)
@@ -134,7 +137,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 if method == "gradient"
                 else ProjectorConfig(type="rbf", units=drawings, width=0.05)
             )
-            model, processor = build_model(ModelRecipe(vision_grid=grid, projector=projector))
+            parts = ModelRecipe(
+                args.language_model, vision_model=args.vision_model, vision_grid=grid,
+                projector=projector,
+            )  # fmt: skip
+            model, processor = build_model(parts)
             if method == "gradient":  # the next arm of this grid has the same tower
                 features = FeatureStore(model, processor.image_processor)
                 pictures = [picture for cases in shown.values() for _, picture in cases]
@@ -175,11 +182,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--grids", type=int, nargs="+", default=[4, 1])
     parser.add_argument("--steps", type=int, default=2500, help="of the gradient arm")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--language-model", default="starter", help="or a folder, or a hub id")
+    parser.add_argument("--vision-model", default="starter", help="or local-dir:FOLDER")
     parser.add_argument("--json", type=Path, help="write figures here")
     args = parser.parse_args(argv)
     try:
         arms = run(args)
-    except (ConfigError, DataError) as error:
+    except (CheckpointError, ConfigError, DataError) as error:
         print(f"warm_start: {error}", file=sys.stderr)
         return 1
     sets = [name for name in arms[0] if name not in ("method", "tokens", "seconds")]

@@ -44,6 +44,8 @@ from llava_mole.errors import ConfigError
 
 SAME_DRAWING = 0.01
 """Root mean square difference (0..1, 32 × 32) below which two drawings count as one."""
+FORMAT = 2
+"""Of the files; 2 asks names in blocks of four."""
 SMALLEST_SET = 48
 
 ATTRIBUTION = """\
@@ -121,6 +123,15 @@ def _check_arguments(out: Path, limit: int | None, variants: int, eval_items: in
         raise ConfigError("; ".join(problems))
 
 
+def is_current(folder: str | Path) -> bool:
+    """Whether ``folder`` holds a data set that this version wrote."""
+    try:
+        found = json.loads((Path(folder) / "dataset.json").read_text("utf-8"))
+        return found["dataset"] == "openmoji" and found["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _is_ours(folder: Path) -> bool:
     try:
         return json.loads((folder / "dataset.json").read_text("utf-8")).get("dataset") == "openmoji"
@@ -186,7 +197,7 @@ def _write(
     )
     manifest = {
         "dataset": "openmoji",
-        "format": 1,
+        "format": FORMAT,
         "seed": seed,
         "limit": limit,
         "variants": variants,

@@ -133,8 +133,9 @@ class ProjectorConfig(Part):
                     f"projector.{key}={value!r}: only type 'rbf' has it, not {self.type!r}; "
                     f"say projector: {{type: {self.type}}}"
                 )
-            if not value > 0:
-                raise ConfigError(f"projector.{key}={value!r}: must be above 0")
+            least = 1 if key == "units" else 0.01
+            if not value >= least:
+                raise ConfigError(f"projector.{key}={value!r}: must be at least {least}")
 
 
 @dataclass(frozen=True)

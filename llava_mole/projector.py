@@ -119,5 +119,8 @@ class RadialBasisProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, P, D_v) -> (N, P, D)."""
-        out = self.values(self.dropout(self.kernel(features)))
+        # The largest is made 1: unit(…) takes it out again, and far pictures do not underflow.
+        cosines = self.direction(features) @ self.centres.T
+        nearest = cosines.amax(dim=-1, keepdim=True).detach()
+        out = self.values(self.dropout(((cosines - nearest) / self.width).exp()))
         return self.offset + self.scale * F.normalize(out, dim=-1)

@@ -124,8 +124,11 @@ def run_quickstart(
         ensure_starter(progress=lambda line: console.print(f"  {line}"))
         phases.start("data", "2/5 data: OpenMoji pictures, questions in six languages")
     # Where there are several workers, the last one draws while the first one converts.
-    if ranks.rank() == ranks.size() - 1 and not (data / "dataset.json").is_file():
-        load_builder("openmoji").build(data, seed=seed, variants=variants, eval_items=items)
+    if ranks.rank() == ranks.size() - 1:
+        builder = load_builder("openmoji")
+        if not builder.is_current(data):
+            # Fewer than two blocks of four leave no picture to swap in.
+            builder.build(data, seed=seed, variants=variants, eval_items=max(8, items))
     ranks.barrier()
     training_data = read_data(recipe.data.sources)
     trained, unseen = data / "eval_train.tsv", data / "eval_test.tsv"

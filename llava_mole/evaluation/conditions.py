@@ -2,7 +2,8 @@
 
 - `trained`: pictures of the training set, question forms never trained.
 - `unseen`: pictures never trained on.
-- `withheld`: the `trained` items as text alone. What is answered right is guessed from the words.
+- `withheld`: the `trained` items as text alone. What is answered right is guessed from the words;
+  of names nothing can be, as they are asked in blocks (`data/README.md`): there 1/4 is built in.
 - `swapped`: the `trained` items, each with the picture of another item of its kind. The picture is
   drawn uniformly (seeded; the same in every language) among those whose own answer is not offered
   by the item in any language, so that reading the picture leads to no option: with k options chance

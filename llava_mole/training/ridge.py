@@ -1,8 +1,9 @@
 """Ridge start: the warm start of an `rbf` projector, in closed form.
 
 The same pairs as in `warm_start.py`, without a gradient. Every drawing (plain or re-drawn) is a
-unit of the projector, or a random choice where there are more of them than units. What the units
-stand for is the ridge regression of each drawing's mean token on the mean direction of its names:
+unit of the projector; where there are more of them than units, the plain ones come first. What the
+units stand for is the ridge regression of each drawing's mean token on the mean direction of its
+names:
 
     V = argmin sum_i |V m_i - t_i|^2 + lambda |V|^2        m_i = mean over tokens of k(x_it)
     t_i = mean over languages of n_il + sum_kinds weight * (the same of the kind's answers)
@@ -14,6 +15,7 @@ guess: there these directions come much nearer to the right names than a trained
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +32,14 @@ from llava_mole.projector import RadialBasisProjector, root
 from llava_mole.training.recipe import WarmStartRecipe
 from llava_mole.training.warm_start import Log, Pairs, alignment_loss, naming_accuracy
 
+logger = logging.getLogger(__name__)
+
+SHOWN = 128
+"""Pictures that the logged accuracy is among."""
 CHUNK = 32_000_000
 """Entries of the kernel worked out at a time: 128 MB."""
+PICTURES = 256
+"""Pictures whose features are read at a time."""
 
 
 @torch.no_grad()
@@ -52,11 +60,11 @@ def ridge_start(
         model: its projector is an `rbf`; the rest is only read.
         processor, samples, features, variants, log: as in `warm_start`.
         recipe: `kind`, `also`, `alignment_weight` (which `also` is relative to) and `ridge`.
-        seed: of the choice of units, where there are more drawings.
+        seed: of the choice among re-drawings, where there are more drawings than units.
 
     Returns:
-        Cosine between plain pictures and their names, accuracy among them as a warm start logs it
-        (a step's worth of pictures), seconds.
+        Cosine between plain pictures and their names, accuracy as a warm start logs it, among
+        `SHOWN` of them, seconds.
     """
     started = time.monotonic()
     projector = model.projector
@@ -72,9 +80,16 @@ def ridge_start(
     ]
     units = len(projector.centres)
     rng = np.random.default_rng((seed, 3))
-    chosen = np.arange(len(drawings))
+    order = rng.permutation(len(drawings))
+    plain = {picture: row for row, picture in enumerate(pairs.pictures)}
+    first = [index for index in order if drawings[index][1] in plain]
+    rest = [index for index in order if drawings[index][1] not in plain]
+    chosen = sorted([*first, *rest][:units])
     if len(drawings) > units:
-        chosen = np.sort(rng.permutation(len(drawings))[:units])
+        logger.warning(
+            "%d drawings share %d units: %d of them, re-drawings first, have none of their own "
+            "(model.projector.units)", len(drawings), units, len(drawings) - units,
+        )  # fmt: skip
     set_centres(projector, features, [drawings[i][1] for i in chosen], [p for _, p in drawings])
 
     used = len(chosen)
@@ -90,7 +105,7 @@ def ridge_start(
             gram += mean.T @ mean
             moment += mean.T @ target[[row for row, _ in part]].to(device)
             bar.update(len(part))
-    gram.diagonal().add_(recipe.ridge * gram.diagonal().mean())
+    gram.diagonal().add_((recipe.ridge * gram.diagonal().mean()).clamp(min=1e-12))
     values = torch.linalg.solve(gram.double(), moment.double())
     projector.values.weight.zero_()
     projector.values.weight[:, :used] = values.T.to(projector.values.weight)
@@ -98,7 +113,7 @@ def ridge_start(
     projector.scale.fill_(pairs.spread * target.shape[1] ** 0.5)
 
     projector.eval()
-    shown = rng.permutation(len(pairs.pictures))[: recipe.pictures_per_step]
+    shown = rng.permutation(len(pairs.pictures))[:SHOWN]
     dtype = projector.values.weight.dtype
     seen = features([pairs.pictures[row] for row in shown])[:, 1:].to(device, dtype)
     vector = (projector(seen).float().mean(1) - pairs.centre).cpu()
@@ -108,7 +123,7 @@ def ridge_start(
         "accuracy": naming_accuracy(vector, named, mask),
     }
     if log is not None:
-        log({"step": 0, **last, "units": used})
+        log({"step": 0, **last, "units": used, "drawings": len(drawings)})
     return {**last, "seconds": time.monotonic() - started}
 
 
@@ -129,15 +144,14 @@ def set_centres(
     features: Callable[[Sequence[Path]], Tensor],
     chosen: Sequence[Path],
     drawings: Sequence[Path],
-    chunk: int = 256,
 ) -> None:
     """Direction of each chosen drawing's mean token; `projector.mean` is over all `drawings`."""
     total = torch.zeros(projector.mean.shape, dtype=torch.float64, device=projector.mean.device)
-    for start in range(0, len(drawings), chunk):
-        part = features(drawings[start : start + chunk])[:, 1:].to(projector.mean)
+    for start in range(0, len(drawings), PICTURES):
+        part = features(drawings[start : start + PICTURES])[:, 1:].to(projector.mean)
         total += root(part.mean(1)).sum(0)
     projector.mean.copy_(total / len(drawings))
     projector.centres.zero_()
-    for start in range(0, len(chosen), chunk):
-        part = features(chosen[start : start + chunk])[:, 1:].to(projector.mean)
+    for start in range(0, len(chosen), PICTURES):
+        part = features(chosen[start : start + PICTURES])[:, 1:].to(projector.mean)
         projector.centres[start : start + len(part)] = projector.direction(part.mean(1))

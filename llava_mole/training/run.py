@@ -34,11 +34,12 @@ from llava_mole.features import FeatureStore
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import Encoded, LlavaMoleProcessor
+from llava_mole.projector import Projector
 from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.recipe import Recipe, SourceRecipe, StageRecipe
 from llava_mole.training.ridge import ridge_start
 from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint
-from llava_mole.training.warm_start import names_of_pictures, warm_start
+from llava_mole.training.warm_start import match_embeddings, names_of_pictures, warm_start
 from llava_mole.tree import check_supported
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,8 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         "dataloader_num_workers": 0,
         "adam_beta2": 0.98,
         "ddp_find_unused_parameters": leaves_some_idle(recipe, stage),
+        # Only a trained tower's buffers move; each step would send the projector's centres.
+        "ddp_broadcast_buffers": "vision" in stage.learning_rates,
         # On CPUs an exchange beside the backward pass takes its cores: one, when it is over.
         "ddp_bucket_cap_mb": None if torch.accelerator.is_available() else 4096,
         "disable_tqdm": False,
@@ -389,6 +392,8 @@ def run_stage(
         return
     if stage.share_prefix:
         check_supported(model.language_model.config)
+    if recipe.stages[0] is stage and isinstance(model.projector, Projector):
+        match_embeddings(model, processor, data.samples, features)
     set_trainable(model, stage.learning_rates)
     arguments = training_arguments(recipe, stage, folder)
     per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps

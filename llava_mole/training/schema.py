@@ -265,8 +265,7 @@ def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
     """A stage against the projector's type: who solves for what."""
     stage, kind = recipe.stages[index], recipe.model.projector.type
     if stage.kind == "language":
-        begun = any(earlier.kind == "warm_start" for earlier in recipe.stages[:index])
-        if kind == "rbf" and not begun:
+        if kind == "rbf" and index == 0:
             return [
                 f"{path}: a projector of type rbf knows no picture before a warm_start stage with "
                 "warm_start.method=ridge; add one, or say 'model.projector={type: mlp2x_gelu}'"

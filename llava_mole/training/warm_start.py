@@ -55,7 +55,7 @@ def names_of_pictures(
             f"{key}: {len(names)} pictures have a sample of kind {kind!r}; "
             + (
                 "name a kind whose answers name the picture, or drop the stage "
-                "(stages.warm_start=null)"
+                "(stages.warm_start=null, with 'model.projector={type: mlp2x_gelu}')"
                 if key == "warm_start.kind"
                 else "drop this key, or name a kind that the data have"
             )
@@ -133,6 +133,26 @@ class Pairs:
             self.others.append((weight, *name_vectors(model, processor, known, languages)))
         tokens = [t for known in names for n in known.values() for t in processor.question_ids(n)]
         self.centre, self.spread = embedding_statistics(model, tokens)
+
+
+def match_embeddings(
+    model: LlavaMoleForConditionalGeneration,
+    processor: LlavaMoleProcessor,
+    samples: Sequence[Sample],
+    features: Callable[[Sequence[Path]], Tensor],
+    count: int = 64,
+) -> None:
+    """Where no warm start comes first: bring the projector to the scale of the answers' embeddings,
+    by the first `count` pictures and their answers. Text alone leaves it as it is."""
+    shown = [sample for sample in samples if sample.images][:count]
+    if not shown:
+        return
+    texts = [turn.text for sample in shown for turn in sample.turns if turn.role == "assistant"]
+    tokens = [token for text in texts for token in processor.question_ids(text)]
+    mean, spread = embedding_statistics(model, tokens)
+    seen = features([sample.images[0] for sample in shown])[:, 1:].to(model.device)
+    assert isinstance(model.projector, Projector)
+    model.projector.match_scale(seen, mean, spread)
 
 
 def contrastive_loss(pictures: Tensor, names: Tensor, mask: Tensor, scale: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ from torch.testing import assert_close
 from llava_mole.configuration import ProjectorConfig
 from llava_mole.data.sample import Sample, Turn
 from llava_mole.features import FeatureStore
+from llava_mole.projector import root
+from llava_mole.training import ridge
 from llava_mole.training.recipe import WarmStartRecipe
 from llava_mole.training.ridge import mean_direction, ridge_start
-from llava_mole.training.warm_start import Pairs, names_of_pictures
+from llava_mole.training.warm_start import Pairs
 
 NAMES = {
     "red": ("rot", "kızıl"), "blue": ("blau", "mavi"), "green": ("grün", "yeşil"),
@@ -90,8 +92,8 @@ def test_the_solution_is_that_of_the_whole_least_squares_problem(
 ) -> None:
     """Twin: every row at once, the penalty as further rows, in numpy."""
     parts = model, processor, features = make(units=12)
-    also, ridge = {"tone": 4.0}, 0.05
-    start(parts, samples, variants=variants, also=also, ridge=ridge)
+    also, penalised = {"tone": 4.0}, 0.05
+    start(parts, samples, variants=variants, also=also, ridge=penalised)
     pairs = Pairs(model, processor, samples, WarmStartRecipe(also=also))
     rows, targets = [], []
     for number, picture in enumerate(pairs.pictures):
@@ -106,7 +108,7 @@ def test_the_solution_is_that_of_the_whole_least_squares_problem(
             rows.append(np.exp((cosines - 1) / 0.2).mean(0))
             targets.append(wanted)
     system, right = np.array(rows), np.array(targets)
-    penalty = np.sqrt(ridge * np.diag(system.T @ system).mean()) * np.eye(12)
+    penalty = np.sqrt(penalised * np.diag(system.T @ system).mean()) * np.eye(12)
     expected, *_ = np.linalg.lstsq(
         np.vstack([system, penalty]), np.vstack([right, np.zeros((12, right.shape[1]))]), rcond=None
     )
@@ -189,5 +191,56 @@ def test_the_mean_direction_is_over_the_languages_that_there_are() -> None:
     assert mean_direction(vectors, torch.zeros(2, 2, dtype=torch.bool)).abs().sum() == 0
 
 
-def test_pictures_without_an_answer_of_a_kind_are_not_pulled(samples: list[Sample]) -> None:
-    assert len(names_of_pictures(samples, "tone")) == 4
+def test_pictures_without_an_answer_of_a_kind_go_to_their_names_alone(
+    make: Callable[..., Made], samples: list[Sample]
+) -> None:
+    parts = model, processor, features = make()
+    start(parts, samples, also={"tone": 6.0}, ridge=1e-4)
+    pairs = Pairs(model, processor, samples, WarmStartRecipe())
+    seen = model.projector(features(pairs.pictures)[:, 1:].float()).mean(1) - pairs.centre
+    cosines = torch.nn.functional.cosine_similarity(seen, pairs.vectors.mean(1), dim=-1)
+    for picture, cosine in zip(pairs.pictures, cosines.tolist(), strict=True):
+        assert (cosine > 0.9) == (picture.stem not in TONES), picture
+
+
+def test_the_solution_does_not_hang_on_how_many_are_worked_on_at_a_time(
+    make: Callable[..., Made],
+    samples: list[Sample],
+    variants: dict[Path, list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for chunk, pictures in ((ridge.CHUNK, ridge.PICTURES), (1, 5)):
+        monkeypatch.setattr(ridge, "CHUNK", chunk)
+        monkeypatch.setattr(ridge, "PICTURES", pictures)
+        parts = make(units=10)
+        start(parts, samples, variants=variants)
+        found.append(parts[0].projector.state_dict())
+    for name, value in found[0].items():
+        assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
+    # The mean is over all drawings, also those without a unit.
+    pictures = dict.fromkeys(sample.images[0] for sample in samples)
+    everything = [path for picture in pictures for path in (picture, *variants[picture])]
+    tokens = parts[2](everything)[:, 1:].float().mean(1)
+    assert_close(found[0]["mean"], root(tokens).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_plain_pictures_get_a_unit_before_re_drawings(
+    make: Callable[..., Made], samples: list[Sample], variants: dict[Path, list[Path]]
+) -> None:
+    parts = make(units=7)
+    done = start(parts, samples, variants=variants, ridge=1e-4)
+    assert done["accuracy"] == 1
+    plain = parts[2](list(variants))[:, 1:].float().mean(1)
+    nearest = parts[0].projector.kernel(plain).amax(-1)
+    assert_close(nearest, torch.ones(6), rtol=1e-3, atol=1e-3)
+
+
+def test_a_picture_far_from_all_units_does_not_underflow(
+    make: Callable[..., Made], samples: list[Sample]
+) -> None:
+    model, _, _ = parts = make(width=0.01)
+    start(parts, samples)
+    away = -model.projector.centres[:6].mean(0, keepdim=True)
+    tokens = model.projector(10 * away.view(1, 1, -1)) - model.projector.offset
+    assert_close(tokens.norm(dim=-1), model.projector.scale.view(1, 1), rtol=1e-3, atol=1e-3)

@@ -26,6 +26,7 @@ from llava_mole.training.dry_run import dry_run
 from llava_mole.training.recipe import SourceRecipe
 from llava_mole.training.run import read_data, read_variants, run_recipe
 from llava_mole.training.schema import load_recipe
+from llava_mole.training.warm_start import embedding_statistics
 from tests.helpers import picture
 
 LANGUAGES = {"en": "What is it?", "tr": "Bu nedir?"}
@@ -219,6 +220,23 @@ def test_two_workers_train_what_one_trains(recipe_file: Path, tmp_path: Path) ->
                 assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-4), (name, one)
 
 
+def test_without_a_warm_start_the_projector_meets_the_embeddings(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    still = ["stages.instruct.learning_rates.projector=1e-9"]
+    result = run_recipe(
+        load_recipe(recipe_file, ["stages.warm=null", "stages.parrot=null", *still])
+    )
+    projector = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert projector["projector.input_scale"] != 1
+    data = read_data([SourceRecipe(str(tmp_path / "data" / "train.json"))])
+    seen = result.model.projector(result.features(data.pictures())[:, 1:].float())
+    texts = [turn.text for s in data.samples for turn in s.turns if turn.role == "assistant"]
+    tokens = [token for text in texts for token in result.processor.question_ids(text)]
+    mean, spread = embedding_statistics(result.model, tokens)
+    assert 0.3 * spread < (seen - mean).std() < 3 * spread
+
+
 def test_workers_share_a_projector_that_was_solved_for(recipe_file: Path, tmp_path: Path) -> None:
     """One solves, all get its centres and values; a stopped run reads them again."""
     recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
@@ -232,7 +250,7 @@ def test_workers_share_a_projector_that_was_solved_for(recipe_file: Path, tmp_pa
         assert main(["train", *run]) == 0
         lines = log_lines(tmp_path / str(workers))
         assert lines[0]["stage"] == "warm"
-        assert lines[0]["units"] > 0
+        assert (lines[0]["units"], lines[0]["drawings"]) == (6, 7)
         losses[workers] = [line["loss"] for line in lines if "loss" in line]
     assert losses[2] == pytest.approx(losses[1], rel=2e-3)
     saved = tmp_path / "1" / "model" / "model.safetensors"
