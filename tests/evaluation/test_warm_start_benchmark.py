@@ -1,4 +1,4 @@
-"""benchmarks/warm_start.py on tiny parts: both arms run, and the closed form learns what it was shown."""
+"""benchmarks/warm_start.py on tiny parts: both arms run, the closed form learns what it saw."""
 
 import importlib.util
 import json
