@@ -101,7 +101,7 @@ def replace_again_and_again(final: Path, times: int) -> None:
 
 
 def identity(folder: Path) -> tuple[int, int]:
-    """Of the folder that has this name now; numbers of deleted ones come back, with another time."""
+    """Of the folder that has this name now; a deleted one's number may come back, its time not."""
     found = folder.stat()
     return found.st_ino, found.st_ctime_ns
 
