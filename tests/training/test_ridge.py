@@ -18,11 +18,8 @@ from llava_mole.training import ridge
 from llava_mole.training.recipe import WarmStartRecipe
 from llava_mole.training.ridge import mean_direction, ridge_start
 from llava_mole.training.warm_start import Pairs
+from tests.training.test_warm_start import NAMES
 
-NAMES = {
-    "red": ("rot", "kızıl"), "blue": ("blau", "mavi"), "green": ("grün", "yeşil"),
-    "white": ("weiß", "beyaz"), "black": ("schwarz", "siyah"), "yellow": ("gelb", "sarı"),
-}  # fmt: skip
 TONES = {"white": "hell", "yellow": "hell", "black": "dunkel", "blue": "dunkel"}
 
 
