@@ -36,8 +36,11 @@ from llava_mole.configuration import LlavaMoleConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import replacing_folder, sha256_file, sync
 from llava_mole.modelcard import write_card
-from llava_mole.mole.inject import BANK, ROUTER, mole_context
-from llava_mole.mole.io import check_tensors, load_experts, put_experts, save_experts
+from llava_mole.mole import mole_context
+from llava_mole.mole.hooks import BANK, ROUTER
+from llava_mole.mole.io import check_tensors, put_experts
+from llava_mole.mole.io import load as load_experts
+from llava_mole.mole.io import save as save_experts
 from llava_mole.vision import build_structure, load_referenced
 
 OWN_WEIGHTS = "model.safetensors"

@@ -26,8 +26,8 @@ from llava_mole import checkpoint, heads, tree
 from llava_mole.configuration import LlavaMoleConfig
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.mole import add_experts, auxiliary_losses
+from llava_mole.mole.context import RouteContext
 from llava_mole.mole.inject import decoder_of
-from llava_mole.mole.route import RouteContext
 from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.projector import build_projector
 from llava_mole.vision import VisionTower, build_structure

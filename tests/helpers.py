@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from llava_mole.mole.inject import decoder_of
+from llava_mole.mole import mole_context
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>", "<start_of_turn>", "<end_of_turn>")
 SPECIAL += ("<|im_start|>", "<|im_end|>")
@@ -190,7 +190,11 @@ def awaken(model: nn.Module, seed: int = 1, scale: float = 0.3) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        starts_at_zero = "lora_B" in name or (".down.weight" in name and "parrot" in name)
+        starts_at_zero = (
+            "lora_B" in name
+            or "output_scale" in name
+            or (".down.weight" in name and "parrot" in name)
+        )
         if starts_at_zero or "mole_router" in name or "parrot.router" in name:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(scale * noise)
@@ -215,4 +219,4 @@ def random_ids(rows: int, length: int, seed: int = 0) -> Tensor:
 
 def last_context(model: nn.Module) -> Any:
     """The route context of a model with experts."""
-    return decoder_of(model).mole_state.context  # type: ignore[union-attr]
+    return mole_context(model)[0]

@@ -1,87 +1,248 @@
-"""MoleConfig: what a mixture of LoRA experts is made of. PEFT's names where PEFT has one."""
+"""MoleConfig: what a mixture of LoRA experts is made of. PEFT's names where PEFT has one.
+
+`MoleConfig(method="mola", ...)` is the config of that method, with its published defaults: a class
+in `methods/`, which adds the method's own options and builds its routers, banks and losses.
+"""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from llava_mole.errors import ConfigError
 
-METHODS = ("llava_mole",)
-ROUTINGS = ("top1", "dense")
-GATES = ("none", "straight_through", "scaled")
-KERNELS = ("auto", "masked", "reference")
+if TYPE_CHECKING:
+    from llava_mole.mole.bank import ExpertBank
+    from llava_mole.mole.context import RouteContext
+    from llava_mole.mole.router import Router
+
+KERNELS = ("auto", "masked", "gathered", "tiled", "grouped", "reference")
 MLP_LINEARS = "mlp-linears"
+ALL_LINEARS = "all-linear"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+PerLayer = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One linear or block that gets experts, its per-layer numbers resolved.
+
+    Attributes:
+        name: of the module, below the root.
+        in_features, out_features: widths; for a block's router, those of its first linear.
+        num_experts, r, top_k: here; top_k is None where the method has none or uses all experts.
+        layer, layers: number of its layer, None outside of numbered ones, and how many there are.
+        dtype, device: of new parameters.
+        context: of the adapter.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    num_experts: int
+    r: int
+    top_k: int | None
+    layer: int | None
+    layers: int
+    dtype: torch.dtype
+    device: torch.device
+    context: RouteContext
+
+    def per_layer(self, value: PerLayer, key: str) -> int:
+        """A number of a method's own that may be a list, here."""
+        return at_layer(value, self.layer, self.layers, key)
 
 
 @dataclass(frozen=True)
 class MoleConfig:
-    """LLaVA-MoLE (arXiv 2401.16160): every MLP gets E low-rank experts, each token uses one."""
+    """What all methods share. Called by this name it builds the class of `method`."""
 
     method: str = "llava_mole"
-    num_experts: int = 4
-    r: int = 16
-    """Rank of one expert; a bank holds R = num_experts * r rank units."""
+    num_experts: PerLayer = 4
+    """Per linear. A list gives one number per layer, or per equal group of layers, from the
+    bottom."""
+    r: PerLayer = 16
+    """Rank of one expert; a list as above."""
+    expert_ranks: tuple[int, ...] | None = None
+    """Rank of each expert where they differ, in place of `r`: imported LoRAs may."""
     lora_alpha: float = 32.0
     """The experts' output is scaled by lora_alpha / r."""
     lora_dropout: float = 0.0
-    """Dropout on the input of A. The published code uses 0.05."""
+    """Dropout on the input of A."""
     target_modules: str | tuple[str, ...] = MLP_LINEARS
-    """Names of linears inside one block, e.g. ("gate_proj", "up_proj", "down_proj"), or
-    "mlp-linears": every linear that is a direct child of a module named `mlp`."""
-    routing: str = "top1"
-    """"top1": as the paper. "dense": every expert weighted by its probability, which is what the
-    released inference script switches on."""
-    gate: str = "none"
-    """What multiplies the chosen expert. "none" (paper and code): nothing, so only the balance
-    loss trains the router. "straight_through": 1 forward, the probability's gradient backward.
-    "scaled": the probability itself. Ignored by "dense" routing, which always weights."""
-    balance_coef: float = 0.01
-    """Weight of the balance loss."""
+    """As PEFT: names that a module's name ends with, or one regular expression for the whole name;
+    "all-linear"; or "mlp-linears": every linear that is a direct child of a module named `mlp`."""
+    exclude_modules: str | tuple[str, ...] = ()
+    """As PEFT: what to leave out of the targets."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """As PEFT: numbers of the layers that get experts; all by default."""
+    root: str | None = None
+    """Dotted name of the module to look in. By default the language model's decoder, so that a
+    vision-language model's tower keeps its weights."""
+    adapter_dtype: str = "float32"
+    """Of the new parameters. float32 as in PEFT, whatever the base's; or bfloat16, float16."""
     kernel: str = "auto"
+    """How the experts are computed; see `kernels.py`."""
+
+    # What a method's class says about itself.
+    scope: ClassVar[str] = "block"
+    """Where its router sits: "block" (one for the linears of an MLP) or "linear"."""
+    rule: ClassVar[str] = ""
+    """Its formula in a line, for tables."""
+    prefix_depends_on_question: ClassVar[bool] = False
+    """Whether a token's experts depend on text that comes after it."""
+
+    def __new__(cls, *args: Any, **values: Any) -> MoleConfig:
+        if cls is MoleConfig:
+            from llava_mole.mole.methods import method_class  # its classes derive from this one
+
+            cls = method_class(args[0] if args else values.get("method", "llava_mole"))
+        check_keys(cls, values)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
-        if isinstance(self.target_modules, list):
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        problems = self.problems()
+        if problems:
+            raise ConfigError(f"MoleConfig(method={self.method!r}): " + "; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong, one line each; methods add to it."""
         problems = []
-        for key, allowed in (
-            ("method", METHODS),
-            ("routing", ROUTINGS),
-            ("gate", GATES),
-            ("kernel", KERNELS),
-        ):
-            if getattr(self, key) not in allowed:
-                problems.append(f"{key}={getattr(self, key)!r}: allowed are {', '.join(allowed)}")
+        own = type(self).method
+        if self.method != own:
+            problems.append(f"method={self.method!r}: {type(self).__name__} is method {own!r}")
+        problems += self.not_among("kernel", KERNELS)
+        problems += self.not_among("adapter_dtype", tuple(DTYPES))
         for key in ("num_experts", "r"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or value < 1:
-                problems.append(f"{key}={value!r}: must be a whole number of at least 1")
+            problems += self.not_whole(key)
+        if self.expert_ranks is not None:
+            problems += self.not_whole("expert_ranks")
+            if self.num_experts != len(self.expert_ranks):
+                problems.append(
+                    f"expert_ranks={list(self.expert_ranks)}: num_experts={self.num_experts!r} "
+                    "must be their number"
+                )
         if not self.lora_alpha > 0:
             problems.append(f"lora_alpha={self.lora_alpha!r}: must be above 0")
         if not 0 <= self.lora_dropout < 1:
             problems.append(f"lora_dropout={self.lora_dropout!r}: must be in [0, 1)")
-        if not self.balance_coef >= 0:
-            problems.append(f"balance_coef={self.balance_coef!r}: must not be negative")
         if not self.target_modules:
             problems.append("target_modules is empty: name at least one linear")
-        if problems:
-            raise ConfigError("MoleConfig: " + "; ".join(problems))
+        return problems
 
-    @property
-    def scaling(self) -> float:
-        return self.lora_alpha / self.r
+    def not_among(self, key: str, allowed: tuple[str, ...]) -> list[str]:
+        value = getattr(self, key)
+        return [] if value in allowed else [f"{key}={value!r}: allowed are {', '.join(allowed)}"]
+
+    def not_whole(self, key: str) -> list[str]:
+        value = getattr(self, key)
+        values = value if isinstance(value, tuple) else (value,)
+        if values and all(type(v) is int and v >= 1 for v in values):
+            return []
+        what = "a whole number of at least 1, or a list of them"
+        return [f"{key}={value!r}: must be {what}"]
+
+    def below(self, *keys: str) -> list[str]:
+        """Problems of coefficients that must not be negative."""
+        return [
+            f"{key}={getattr(self, key)!r}: must not be negative"
+            for key in keys
+            if not getattr(self, key) >= 0
+        ]
+
+    # ------------------------------------------------------------------ what a method builds
+
+    def top_k_at(self, layer: int | None, layers: int) -> int | None:
+        """Experts per token in a layer, or None: all, or no such notion."""
+        return None
+
+    def build_router(self, place: Place) -> Router:
+        raise NotImplementedError
+
+    def build_bank(self, place: Place) -> ExpertBank:
+        """Each expert its own A and B."""
+        from llava_mole.mole.bank import ExpertBank
+
+        return ExpertBank(
+            place.in_features,
+            place.out_features,
+            self.expert_ranks or [place.r] * place.num_experts,
+            scaling=self.scaling_at(place),
+            dropout=self.lora_dropout,
+            kernel=self.kernel,
+            dtype=place.dtype,
+            device=place.device,
+        )
+
+    def scaling_at(self, place: Place) -> float:
+        return self.lora_alpha / place.r
+
+    def losses(self, context: RouteContext, num_samples: Tensor | int | None) -> dict[str, Tensor]:
+        """Weighted auxiliary losses of the last pass, by name."""
+        return {}
+
+    def routers_learn(self) -> bool:
+        """Whether a loss reaches the routers: the task's or an auxiliary one."""
+        return True
+
+    def refuses_merge(self) -> str | None:
+        """Why the experts cannot become part of dense weights, or None if they can."""
+        return "each token uses its own expert"
+
+    # ------------------------------------------------------------------ as a mapping
 
     def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        if isinstance(self.target_modules, tuple):
-            values["target_modules"] = list(self.target_modules)
-        return values
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MoleConfig:
-        """Raises ConfigError on a key this version does not know."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"MoleConfig: unknown keys {unknown}; known are {sorted(known)}")
-        return cls(**values)
+        """Raises ConfigError on a key or a method that this version does not know."""
+        return MoleConfig(**values)
+
+
+def check_keys(cls: type[MoleConfig], values: dict[str, Any]) -> None:
+    known = [field.name for field in fields(cls)]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"MoleConfig(method={cls.method!r}): unknown keys {unknown}{hint} (known: "
+            f"{', '.join(known)})"
+        )
+
+
+def at_layer(value: PerLayer, layer: int | None, layers: int, key: str) -> int:
+    """A per-layer number.
+
+    Args:
+        value: one for all, or a list: one per layer or per equal group of layers from the bottom.
+        layer: number of the layer, or None outside of numbered layers.
+        layers: how many there are.
+        key: its name, for errors.
+
+    Raises:
+        ConfigError: a list longer than the layers, or used outside of them.
+    """
+    if isinstance(value, int):
+        return value
+    if layer is None:
+        raise ConfigError(f"{key}={list(value)}: a list needs numbered layers, found none here")
+    if len(value) > layers:
+        raise ConfigError(
+            f"{key}: {len(value)} values for {layers} layers; give one per layer, or fewer for "
+            "equal groups of layers"
+        )
+    return value[layer * len(value) // layers]

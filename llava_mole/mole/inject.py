@@ -1,51 +1,22 @@
-"""Put experts on a model, in place, with hooks.
-
-Nothing is wrapped: `layers.0.mlp.gate_proj` stays the linear it was and keeps its name, and gains
-a child `mole_bank`; its block `layers.0.mlp` gains a child `mole_router`. A hook before the block
-decides the route, a hook after each linear adds what the bank says, so checkpoints of the base and
-PEFT's name patterns keep working, and PEFT's LoRA may sit on the same model.
-"""
+"""add_experts: find the linears, build what the method says, attach it in place."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llava_mole.errors import ConfigError
-from llava_mole.mole.bank import ExpertBank
-from llava_mole.mole.config import MLP_LINEARS, MoleConfig
-from llava_mole.mole.route import RouteContext
-from llava_mole.mole.router import LinearRouter
+from llava_mole.mole.adapters import DEFAULT, STATE, Adapter, RootState, root_states
+from llava_mole.mole.config import ALL_LINEARS, DTYPES, MLP_LINEARS, MoleConfig, Place, at_layer
+from llava_mole.mole.context import RouteContext
+from llava_mole.mole.hooks import BANK, ROUTER, Banks, Passes, Prompts, Routers, Shape
 
-ROUTER = "mole_router"
-BANK = "mole_bank"
-
-
-@dataclass
-class MoleState:
-    """What `add_experts` leaves on the decoder, as attribute `mole_state`."""
-
-    config: MoleConfig
-    context: RouteContext
-
-    def before_decoder(
-        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        tokens = kwargs.get("inputs_embeds")
-        if tokens is None:
-            tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) else None
-        self.context.begin(tokens.shape[0], tokens.shape[1], mask, tokens.device)
-
-    def after_decoder(self, decoder: nn.Module, args: Any, output: Any) -> None:
-        self.context.end()
+LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
 def decoder_of(model: Any) -> nn.Module:
@@ -55,166 +26,243 @@ def decoder_of(model: Any) -> nn.Module:
     return model
 
 
+def root_of(model: nn.Module, config: MoleConfig) -> nn.Module:
+    """Where to look for linears. Raises ConfigError if `config.root` names no module."""
+    if config.root is None:
+        return decoder_of(model)
+    try:
+        return model.get_submodule(config.root)
+    except AttributeError as error:
+        names = [name for name, _ in model.named_modules() if name]
+        near = difflib.get_close_matches(config.root, names, 3)
+        raise ConfigError(
+            f"root={config.root!r} names no module of {type(model).__name__}; nearest: {near}"
+        ) from error
+
+
 def is_linear(module: nn.Module) -> bool:
-    """A torch linear, or one that PEFT wrapped."""
+    """A torch linear (quantised ones derive from it), or one that PEFT wrapped."""
     return isinstance(getattr(module, "base_layer", module), nn.Linear)
 
 
-def find_blocks(
-    decoder: nn.Module, targets: str | tuple[str, ...]
-) -> dict[str, tuple[nn.Module, dict[str, nn.Module]]]:
-    """Block name -> (block, {linear name: linear}) for every block that holds a target.
+def base_weight(linear: nn.Module) -> Any:
+    return getattr(linear, "base_layer", linear).weight
+
+
+def matcher(targets: str | tuple[str, ...]) -> Callable[[str, str], bool]:
+    """(short name, whole name) -> whether a module is meant; short is below the root."""
+    if targets == ALL_LINEARS:
+        return lambda short, whole: True
+    if targets == MLP_LINEARS:
+        return lambda short, whole: short.split(".")[-2:-1] == ["mlp"]
+    if isinstance(targets, str) and not targets.isidentifier():
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise ConfigError(f"target_modules={targets!r}: no regular expression: {error}") from (
+                error
+            )
+        return lambda short, whole: bool(pattern.fullmatch(short) or pattern.fullmatch(whole))
+    names = (targets,) if isinstance(targets, str) else targets
+    return lambda short, whole: any(f".{whole}".endswith(f".{name}") for name in names)
+
+
+def find_linears(model: nn.Module, root: nn.Module, config: MoleConfig) -> dict[str, nn.Module]:
+    """Name below the root -> linear, for every target.
 
     Raises:
-        ConfigError: no module matches; the nearest names are listed.
+        ConfigError: a target matches nothing (the nearest names are listed), or no linear.
     """
-    blocks: dict[str, tuple[nn.Module, dict[str, nn.Module]]] = {}
-    for name, module in decoder.named_modules():
-        linears = {key: child for key, child in module.named_children() if is_linear(child)}
-        if targets == MLP_LINEARS:
-            wanted = linears if name.rsplit(".", 1)[-1] == "mlp" else {}
-        else:
-            names = (targets,) if isinstance(targets, str) else targets
-            wanted = {key: child for key, child in linears.items() if key in names}
-        if wanted:
-            blocks[name] = (module, wanted)
-    found = {key for _, linears in blocks.values() for key in linears}
-    asked = () if targets == MLP_LINEARS else (targets,) if isinstance(targets, str) else targets
-    missing = [name for name in asked if name not in found]
-    if missing or not blocks:
-        linears_here = {
-            name.rsplit(".", 1)[-1] for name, module in decoder.named_modules() if is_linear(module)
-        }
-        near = {name: difflib.get_close_matches(name, linears_here, 3) for name in missing}
+    prefix = next((name for name, module in model.named_modules() if module is root), "")
+    prefix = f"{prefix}." if prefix else ""
+    modules = {
+        name: module
+        for name, module in root.named_modules()
+        if name and f".{BANK}" not in f".{name}" and f".{ROUTER}" not in f".{name}"
+        and ".base_layer" not in name and ".lora_" not in name
+    }  # fmt: skip
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linears = {n: m for n, m in modules.items() if is_linear(m) and m is not head}
+    wanted = matcher(config.target_modules)
+    spared = (
+        matcher(config.exclude_modules) if config.exclude_modules else lambda short, whole: False
+    )
+    found = {
+        name: module
+        for name, module in linears.items()
+        if wanted(name, prefix + name) and not spared(name, prefix + name)
+    }
+    explain_missing(config, root, modules, linears, found, prefix)
+    if config.layers_to_transform is not None:
+        chosen = set(config.layers_to_transform)
+        numbers = {layer_number(name) for name in found} - {None}
+        missing = sorted(chosen - numbers)
+        if missing:
+            raise ConfigError(
+                f"layers_to_transform={list(config.layers_to_transform)}: no targets in layers "
+                f"{missing}; they are in {sorted(n for n in numbers if n is not None)}"
+            )
+        found = {name: module for name, module in found.items() if layer_number(name) in chosen}
+    return found
+
+
+def explain_missing(
+    config: MoleConfig,
+    root: nn.Module,
+    modules: dict[str, nn.Module],
+    linears: dict[str, nn.Module],
+    found: dict[str, nn.Module],
+    prefix: str,
+) -> None:
+    """Raises ConfigError for a target that matches no linear."""
+    targets = config.target_modules
+    listed = targets if isinstance(targets, tuple) else ()
+    if isinstance(targets, str) and targets.isidentifier():
+        listed = (targets,)
+    missing = [n for n in listed if not any(matcher((n,))(f, prefix + f) for f in found)]
+    if found and not missing:
+        return
+    meant = matcher(targets)
+    for name, module in modules.items():
+        leaf = not any(True for _ in module.children()) and any(True for _ in module.parameters())
+        if name not in linears and leaf and meant(name, prefix + name):
+            raise ConfigError(
+                f"target_modules={targets!r}: {prefix}{name} is a {type(module).__name__}, not a "
+                "torch.nn.Linear (or a quantised one derived from it); experts need linears"
+            )
+    ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
+    near = {name: difflib.get_close_matches(name.rsplit(".", 1)[-1], ends, 3) for name in missing}
+    raise ConfigError(
+        f"target_modules={targets!r} matches no linear for {missing or 'any module'} in "
+        f"{type(root).__name__}; its linears are {ends}"
+        + (f", nearest: {near}" if any(near.values()) else "")
+        + ". Experts need MLPs made of linears (fused expert tensors are not)."
+    )
+
+
+def layer_number(name: str) -> int | None:
+    """The first number in a module's name: its layer."""
+    match = LAYER_NUMBER.search(name)
+    return int(match[1]) if match else None
+
+
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
         raise ConfigError(
-            f"target_modules={targets!r} matches no linear for {missing or 'any mlp'} in "
-            f"{type(decoder).__name__}; its linears are {sorted(linears_here)}"
-            + (f", nearest: {near}" if any(near.values()) else "")
-            + ". Experts need MLPs made of linears (fused expert tensors are not)."
+            f"adapter name {name!r}: use letters, digits, '-' and '_', and no method of ModuleDict"
         )
-    return blocks
 
 
-def add_experts(model: nn.Module, config: MoleConfig) -> RouteContext:
+def add_experts(model: nn.Module, config: MoleConfig, adapter_name: str = DEFAULT) -> RouteContext:
     """Add experts to `model` in place; at once afterwards it computes what it did before.
+
+    Nothing is frozen here: `mark_trainable` trains experts and routers alone. A second adapter
+    under another name adds its output to the first's; `set_adapter` switches.
 
     Args:
         model: any Hugging Face model. Experts land in its decoder, so a vision-language model
-            gets them in its language model only.
+            gets them in its language model only, unless `config.root` says otherwise.
         config: what to add.
+        adapter_name: to switch, save and delete it by.
 
     Returns:
         The context that routers, losses and statistics share.
 
     Raises:
-        ConfigError: experts are there already, or `target_modules` matches nothing.
+        ConfigError: the name is taken, `target_modules` matches nothing, or a number of experts, a
+            rank or a kernel is impossible there. The model is left as it was.
     """
-    decoder = decoder_of(model)
-    if hasattr(decoder, "mole_state"):
-        raise ConfigError("this model has experts already; load a fresh base model first")
-    blocks = find_blocks(decoder, config.target_modules)
-    context = RouteContext()
-    for block, linears in blocks.values():
-        first = next(child for child in block.children() if is_linear(child))
-        weight: Any = getattr(first, "base_layer", first).weight
-        router = LinearRouter(
-            first.in_features,  # type: ignore[arg-type]
-            config.num_experts,
-            routing=config.routing,
-            gate=config.gate,
-            context=context,
-            device=weight.device,
+    check_name(adapter_name)
+    taken = [name for state in root_states(model) for name in state.adapters]
+    if adapter_name in taken:
+        raise ConfigError(
+            f"this model has experts already, named {adapter_name!r}: give another adapter_name, "
+            "or delete_adapter first"
         )
-        block.add_module(ROUTER, router)
-        block.register_forward_pre_hook(router.before_block, with_kwargs=True)
-        block.register_forward_hook(router.after_block)
-        for linear in linears.values():
-            bank = ExpertBank(
-                linear.in_features,  # type: ignore[arg-type]
-                linear.out_features,  # type: ignore[arg-type]
-                [config.r] * config.num_experts,
-                scaling=config.scaling,
-                dropout=config.lora_dropout,
-                kernel=config.kernel,
-                device=weight.device,
-            )
-            linear.add_module(BANK, bank)
-            linear.register_forward_hook(_Adder(router, bank))
-    state = MoleState(config, context)
-    decoder.mole_state = state  # type: ignore[assignment]
-    decoder.register_forward_pre_hook(state.before_decoder, with_kwargs=True)
-    decoder.register_forward_hook(state.after_decoder)
+    root = root_of(model, config)
+    linears = find_linears(model, root, config)
+    context = RouteContext()
+    layers = 1 + max((layer_number(name) or 0 for name, _ in root.named_modules()), default=0)
+    built = []
+    for name, linear in linears.items():
+        weight = base_weight(linear)
+        built.append((name, linear, config.build_bank(
+            place_of(name, name, linear, config, layers, context, weight.device)
+        )))  # fmt: skip
+    scopes: dict[str, list[tuple[str, nn.Module, Any]]] = {}
+    for entry in built:
+        scope = entry[0] if config.scope == "linear" else entry[0].rpartition(".")[0]
+        scopes.setdefault(scope, []).append(entry)
+    routers = {}
+    for scope, entries in scopes.items():
+        name, linear, bank = entries[0]
+        module = root.get_submodule(scope)
+        first = linear
+        if config.scope != "linear":
+            first = next(child for child in module.children() if is_linear(child))
+        router = config.build_router(
+            place_of(scope, name, first, config, layers, context, base_weight(linear).device)
+        )
+        router.name = scope
+        shapes = {Shape(bank.ranks, bank.kernel) for _, _, bank in entries if bank.reads_input()}
+        one = len(shapes) == 1 and all(bank.reads_input() for _, _, bank in entries)
+        routers[scope] = (router, shapes.pop() if one else None)
+    # Everything could be built; from here on the model changes.
+    for scope, (router, shape) in routers.items():
+        module = root.get_submodule(scope)
+        holder = module._modules.get(ROUTER)
+        if not isinstance(holder, Routers):
+            holder = Routers()
+            holder.attach(module)
+        holder.put(adapter_name, router, shape, block_scope=config.scope != "linear")
+        for _, linear, bank in scopes[scope]:
+            banks = linear._modules.get(BANK)
+            if not isinstance(banks, Banks):
+                banks = Banks()
+                banks.attach(linear)
+            banks.put(adapter_name, bank, router, own_router=config.scope == "linear")
+    register(model, root, Adapter(adapter_name, config, context, root))
     return context
 
 
-@dataclass
-class _Adder:
-    """Forward hook of a linear: base output plus what its bank adds for the block's route."""
-
-    router: LinearRouter
-    bank: ExpertBank
-
-    def __call__(self, linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        route = self.router.current
-        if route is None:
-            return output
-        return output + self.bank(args[0], route).to(output.dtype)
-
-
-def mole_context(model: nn.Module) -> tuple[RouteContext, MoleConfig]:
-    """Raises ConfigError if the model has no experts."""
-    for module in model.modules():
-        state = module.__dict__.get("mole_state")
-        if state is not None:
-            return state.context, state.config
-    raise ConfigError(f"{type(model).__name__} has no experts: call add_experts first")
-
-
-def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every A and B, by name."""
-    return {
-        name: parameter for name, parameter in model.named_parameters() if f".{BANK}." in f".{name}"
-    }
-
-
-def router_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every router weight and bias, by name."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if f".{ROUTER}." in f".{name}"
-    }
-
-
-@contextmanager
-def disabled_experts(model: nn.Module) -> Iterator[None]:
-    """Inside, the model answers as its base does."""
-    context, _ = mole_context(model)
-    before, context.enabled = context.enabled, False
-    try:
-        yield
-    finally:
-        context.enabled = before
-
-
-@torch.no_grad()
-def merge_experts(model: nn.Module) -> None:
-    """Fold a constant route (one expert) into the base weights and switch the experts off.
-
-    Raises:
-        ConfigError: with several experts the update depends on the token, and no single dense
-            weight computes it.
-    """
-    context, config = mole_context(model)
-    if config.num_experts != 1:
+def place_of(
+    name: str,
+    linear_name: str,
+    linear: nn.Module,
+    config: MoleConfig,
+    layers: int,
+    context: RouteContext,
+    device: torch.device,
+) -> Place:
+    layer = layer_number(linear_name)
+    place = Place(
+        name=name,
+        in_features=linear.in_features,  # type: ignore[arg-type]
+        out_features=linear.out_features,  # type: ignore[arg-type]
+        num_experts=at_layer(config.num_experts, layer, layers, "num_experts"),
+        r=at_layer(config.r, layer, layers, "r"),
+        top_k=config.top_k_at(layer, layers),
+        layer=layer,
+        layers=layers,
+        dtype=DTYPES[config.adapter_dtype],
+        device=device,
+        context=context,
+    )
+    if place.top_k is not None and place.top_k > place.num_experts:
         raise ConfigError(
-            f"cannot merge {config.num_experts} experts: each token uses its own expert, so no "
-            "single dense weight gives the same output. Keep the adapter folder beside the base."
+            f"top_k={place.top_k} of num_experts={place.num_experts} at {name}: a token cannot use "
+            "more experts than there are"
         )
-    for module in model.modules():
-        bank = module._modules.get(BANK)
-        if isinstance(bank, ExpertBank):
-            weight: Any = getattr(module, "base_layer", module).weight
-            weight += (config.scaling * bank.lora_B @ bank.lora_A).to(weight.dtype)
-            nn.init.zeros_(bank.lora_B)
-    context.enabled = False
+    return place
+
+
+def register(model: nn.Module, root: nn.Module, adapter: Adapter) -> None:
+    state = root.__dict__.get(STATE)
+    if state is None:
+        state = RootState(Passes(decoder=root is decoder_of(model)))
+        state.passes.attach(root)
+        root.__dict__[STATE] = state
+    state.adapters[adapter.name] = adapter
+    state.passes.contexts[adapter.name] = adapter.context
+    if adapter.config.prefix_depends_on_question and model is not root:
+        model.register_forward_pre_hook(Prompts(adapter.context).before_model, with_kwargs=True)

@@ -1,59 +1,348 @@
-"""Kernels: one contract, (bank, x, route) -> delta, and as many ways to compute it as pay.
+"""Kernels: one contract, several ways to compute what a bank and a route mean.
 
-`reference` is the definition: a loop over experts, each a plain LoRA on its own tokens.
-`masked` is one wide pair of matmuls with the units of absent experts multiplied by zero. It
-computes E times the rank it needs, which is the fastest choice while E * r stays small next to
-the linear itself (the whole grid that ships so far); sorting tokens costs more than it saves there.
+    compute(bank, x, route, out, weight) -> out + s * B^T C (A x)
 
-Adapter weights are cast to the input's dtype: float32 master weights compute in the base's bf16.
+- `reference` is the definition: a loop over experts (or over sequences, where units are paired).
+- `masked` is one wide pair of products; the units of absent experts are multiplied by zero. It
+  computes E times the rank it needs and is still the fastest while E * r stays small.
+- `gathered` fetches each token's own A and B: for a few tokens, as in decoding.
+- `tiled` and `grouped` (`sorted_kernels.py`) work on tokens sorted by expert.
+- `auto` is `choose`, below.
+
+Adapter weights are cast to the dtype of `out`: float32 master weights compute in the base's bf16.
+All but `reference` add to `out` in place and save, of their own, only A x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llava_mole.errors import ConfigError
+from llava_mole.mole.route import PairedRoute, Route, spread
+
 if TYPE_CHECKING:
     from llava_mole.mole.bank import ExpertBank
-    from llava_mole.mole.route import Route
 
-Kernel = Callable[["ExpertBank", Tensor, "Route"], Tensor]
+Kernel = Callable[["ExpertBank", Tensor, Any, Tensor, Tensor | None], Tensor]
+SORTED = ("tiled", "grouped")
+WIDE_UNITS = 384
+"""Up to this many rank units `masked` beats sorting on a CPU (benchmarks/README.md)."""
 
 
-def reference(bank: ExpertBank, x: Tensor, route: Route) -> Tensor:
-    """A loop over experts that a reader understands.
+def choose(
+    *,
+    tokens: int,
+    top_k: int | None,
+    ranks: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    sortable: bool,
+) -> str:
+    """`auto`: the kernel expected to be fastest.
 
     Args:
-        bank: R rank units, (R, d_in) and (d_out, R).
-        x: (tokens, d_in).
-        route: one entry per token.
+        tokens: of this call.
+        top_k: experts per token; None: dense.
+        ranks: of the experts.
+        dtype: computed in.
+        sortable: the tokens of a whole block can be sorted at once.
+    """
+    experts, units = len(ranks), sum(ranks)
+    if top_k is None or len(set(ranks)) > 1 or experts == 1:
+        return "masked"
+    if 2 * tokens * top_k <= experts:
+        return "gathered"
+    if units <= WIDE_UNITS or not sortable or top_k > 1:
+        return "masked"
+    if device.type == "cpu":
+        return "tiled"
+    return "grouped" if dtype in (torch.bfloat16, torch.float16, torch.float32) else "masked"
+
+
+def compute(
+    bank: ExpertBank,
+    x: Tensor,
+    route: Route | PairedRoute,
+    out: Tensor,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Add a bank's output to a linear's.
+
+    Args:
+        bank: R rank units.
+        x: (..., d) what the bank's A reads.
+        route: for the flattened tokens of `x`.
+        out: (..., d_out) the linear's output, or zeros.
+        weight: (d_out, d) of the linear, if its part of x's gradient is to be computed here; only
+            where `fuses` says so.
 
     Returns:
-        (tokens, d_out). Every expert is called, also on an empty selection, so that each parameter
-        has a gradient (zero where unused) on every rank.
+        (..., d_out), like `out`, which is overwritten where autograd allows.
+
+    Raises:
+        ConfigError: the bank's kernel cannot compute this route.
     """
-    gates = route.gates(bank.num_experts)
-    delta = x.new_zeros(x.shape[0], bank.lora_B.shape[0])
+    name = kernel_of(bank, x, route, out.dtype)
+    if not can_overwrite(out):
+        out = out.clone()
+    with torch.autocast(out.device.type, enabled=False):
+        flat = x.reshape(-1, x.shape[-1])
+        if flat.dtype != out.dtype:
+            flat = flat.to(out.dtype)
+        return KERNELS[name](bank, flat, route, out, weight)
+
+
+def fuses(bank: ExpertBank, x: Tensor, route: Route | PairedRoute) -> bool:
+    """Whether the kernel for this call can also compute the linear's own gradient."""
+    if not bank.reads_input():
+        return False
+    sorted_here = isinstance(route, Route) and route.layout is not None
+    return sorted_here or kernel_of(bank, x, route, x.dtype) == "masked"
+
+
+def kernel_of(bank: ExpertBank, x: Tensor, route: Route | PairedRoute, dtype: torch.dtype) -> str:
+    """The kernel by name, checked against what it can take."""
+    if isinstance(route, PairedRoute):
+        if bank.kernel in ("auto", "masked"):
+            return "masked"
+        if bank.kernel == "reference":
+            return "reference"
+        raise ConfigError(
+            f"kernel={bank.kernel!r} cannot pair rank units of A and B; use masked or reference"
+        )
+    if route.layout is not None:
+        return route.layout.kernel
+    if bank.kernel == "auto":
+        return choose(
+            tokens=x.numel() // x.shape[-1],
+            top_k=route.top_k,
+            ranks=bank.ranks,
+            device=x.device,
+            dtype=dtype,
+            sortable=False,
+        )
+    if bank.kernel in (*SORTED, "gathered"):
+        check_sparse(bank.kernel, bank.ranks, route.top_k)
+    return bank.kernel
+
+
+def check_sparse(kernel: str, ranks: tuple[int, ...], top_k: int | None) -> None:
+    """Raises ConfigError where a kernel that computes only chosen experts cannot be used."""
+    if top_k is None:
+        raise ConfigError(
+            f"kernel={kernel!r} computes chosen experts only, and this method uses all of them for "
+            "each token; use masked, reference or auto"
+        )
+    if len(set(ranks)) > 1:
+        raise ConfigError(
+            f"kernel={kernel!r} needs experts of one rank, found {sorted(set(ranks))}; use masked, "
+            "reference or auto"
+        )
+    if ranks[0] == 1 and kernel in SORTED:
+        raise ConfigError(
+            f"kernel={kernel!r} cannot take experts of rank 1: sorting tokens once for each of "
+            f"{len(ranks)} units costs more than all of them at once; use masked, gathered or auto"
+        )
+
+
+def can_overwrite(out: Tensor) -> bool:
+    """Whether adding in place is allowed and reaches all of `out`."""
+    if not out.is_contiguous() or out._is_view():
+        return False
+    return not (out.requires_grad and out.is_leaf)
+
+
+# ---------------------------------------------------------------------- reference
+
+
+def reference(
+    bank: ExpertBank, x: Tensor, route: Route | PairedRoute, out: Tensor, weight: Tensor | None
+) -> Tensor:
+    """A loop that a reader understands. Same contract as every kernel; x: (tokens, d).
+
+    Every expert is called, also on an empty selection, so that each parameter has a gradient (zero
+    where unused) on every rank.
+    """
+    A, B = bank.A.to(x.dtype), bank.B.to(x.dtype)
+    delta = x.new_zeros(x.shape[0], B.shape[1])
+    if isinstance(route, PairedRoute):
+        for sequence in range(len(route.units_a)):
+            rows = (route.sequence == sequence).nonzero().squeeze(1)
+            down = A[route.units_a[sequence]]  # (r, d), in the order of the choice
+            up = B[route.units_b[sequence]]  # (r, d_out)
+            hidden = F.linear(x[rows], down) * bank.scaling
+            if route.weights is not None:
+                hidden = hidden * route.weights[sequence].to(x.dtype)
+            delta = delta.index_add(0, rows, hidden @ up)
+        return out + delta.view_as(out)
+    gates = route.gates(bank.num_experts, x)
     start = 0
     for expert, rank in enumerate(bank.ranks):
-        a = bank.lora_A[start : start + rank].to(x.dtype)
-        b = bank.lora_B[:, start : start + rank].to(x.dtype)
-        rows = route.rows_of(expert)
-        weight = gates[rows, expert].to(x.dtype).unsqueeze(1)
-        update = F.linear(F.linear(x[rows], a) * (weight * bank.scaling), b)
-        delta = delta.index_add(0, rows, update.to(delta.dtype))
+        a, b = A[start : start + rank], B[start : start + rank]
+        if route.indices is None:
+            rows = torch.arange(len(x), device=x.device)
+        else:
+            rows = (route.indices == expert).any(dim=1).nonzero().squeeze(1)
+        gate = gates[rows, expert].to(x.dtype).unsqueeze(1)
+        update = (F.linear(x[rows], a) * (gate * bank.scaling)) @ b
+        delta = delta.index_add(0, rows, update)
         start += rank
-    return delta
+    return out + delta.view_as(out)
 
 
-def masked(bank: ExpertBank, x: Tensor, route: Route) -> Tensor:
-    """All experts at once; the gate zeroes the units of experts that are off. Same contract."""
-    hidden = F.linear(x, bank.lora_A.to(x.dtype))
-    gates = (bank.unit_gates(route) * bank.scaling).to(hidden.dtype)
-    return F.linear(hidden * gates, bank.lora_B.to(x.dtype)).to(x.dtype)
+# ---------------------------------------------------------------------- masked
 
 
-KERNELS: dict[str, Kernel] = {"reference": reference, "masked": masked}
+def masked(
+    bank: ExpertBank, x: Tensor, route: Route | PairedRoute, out: Tensor, weight: Tensor | None
+) -> Tensor:
+    """All units at once; the gate zeroes those of experts that are off."""
+    if isinstance(route, PairedRoute):
+        hidden = F.linear(x, bank.A.to(x.dtype))
+        return _AddUnits.apply(out, route.core(hidden, bank.scaling), bank.B, weight, x)
+    constant = route.weights is None and (route.indices is None or bank.num_experts == 1)
+    unit, gates = None, None
+    if not constant:
+        unit = route.unit_gates(bank.ranks, bank.scaling, out.dtype, x)
+        if route.weights is not None and route.weights.requires_grad:
+            gates = route.gates(bank.num_experts, x)
+    if not torch.is_grad_enabled():
+        hidden = F.linear(x, bank.A.to(x.dtype))
+        hidden = hidden.mul_(bank.scaling) if unit is None else hidden.mul_(unit)
+        out.view(-1, out.shape[-1]).addmm_(hidden, bank.B.to(x.dtype))
+        return out
+    return _Masked.apply(out, x, weight, bank.A, bank.B, gates, unit, bank.ranks, bank.scaling)
+
+
+class _Masked(torch.autograd.Function):
+    """out += (x A^T * unit) B, and the linear's own gradient where `weight` is given.
+
+    Shapes: out (..., d_out), x (N, d), weight (d_out, d) or None, A (R, d), B (R, d_out),
+    gates (N, E) for its gradient alone, unit (N, R) gate times scaling per rank unit or None: 1.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        out: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        gates: Tensor | None,
+        unit: Tensor | None,
+        ranks: tuple[int, ...],
+        scaling: float,
+    ) -> Tensor:
+        hidden = torch.mm(x, A.to(x.dtype).T)
+        units = hidden * (scaling if unit is None else unit)
+        out.view(-1, out.shape[-1]).addmm_(units, B.to(x.dtype))
+        ctx.save_for_backward(x, weight, A, B, hidden, unit)
+        ctx.ranks, ctx.scaling = ranks, scaling
+        ctx.gates_dtype = None if gates is None else gates.dtype
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, A, B, hidden, unit = ctx.saved_tensors
+        factor = ctx.scaling if unit is None else unit
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad_units = torch.mm(flat, B.to(x.dtype).T)
+        grad_gates = None
+        if ctx.needs_input_grad[5]:
+            by_unit = (grad_units * hidden).to(ctx.gates_dtype) * ctx.scaling
+            grad_gates = sum_units(by_unit, ctx.ranks)
+        grad_A = grad_B = grad_x = None
+        if ctx.needs_input_grad[4]:
+            grad_B = torch.mm((hidden * factor).T, flat)
+        grad_hidden = grad_units.mul_(factor)
+        if ctx.needs_input_grad[3]:
+            grad_A = torch.mm(grad_hidden.T, x)
+        if ctx.needs_input_grad[1]:
+            if weight is None:
+                grad_x = torch.mm(grad_hidden, A.to(x.dtype))
+            else:
+                grad_x = torch.mm(flat, weight).addmm_(grad_hidden, A.to(x.dtype))
+        grad_out = grad if weight is None else None
+        return grad_out, grad_x, None, grad_A, grad_B, grad_gates, None, None, None
+
+
+class _AddUnits(torch.autograd.Function):
+    """out += units B, for cores that are not diagonal; x and weight as in `_Masked`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, units: Tensor, B: Tensor, weight: Tensor | None, x: Tensor
+    ) -> Tensor:
+        out.view(-1, out.shape[-1]).addmm_(units, B.to(units.dtype))
+        ctx.save_for_backward(units, B, weight)
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        units, B, weight = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad_units = torch.mm(flat, B.to(units.dtype).T) if ctx.needs_input_grad[1] else None
+        grad_B = torch.mm(units.T, flat) if ctx.needs_input_grad[2] else None
+        if weight is None:
+            return grad, grad_units, grad_B, None, None
+        grad_x = torch.mm(flat, weight) if ctx.needs_input_grad[4] else None
+        return None, grad_units, grad_B, None, grad_x
+
+
+def sum_units(values: Tensor, ranks: tuple[int, ...]) -> Tensor:
+    """(tokens, R) -> (tokens, E), summed over the units of each expert; undoes `spread`."""
+    if len(set(ranks)) == 1:
+        return values.view(len(values), len(ranks), ranks[0]).sum(dim=2)
+    eye = torch.eye(len(ranks), dtype=values.dtype, device=values.device)
+    return values @ spread(eye, ranks).T
+
+
+# ---------------------------------------------------------------------- gathered
+
+
+def gathered(
+    bank: ExpertBank, x: Tensor, route: Route, out: Tensor, weight: Tensor | None
+) -> Tensor:
+    """Each token fetches its own experts; nothing else is read."""
+    assert route.indices is not None
+    rank = bank.ranks[0]
+    A = bank.A.view(bank.num_experts, rank, -1)[route.indices].to(x.dtype)  # (N, k, r, d)
+    B = bank.B.view(bank.num_experts, rank, -1)[route.indices].to(x.dtype)
+    hidden = torch.einsum("nd,nkrd->nkr", x, A) * bank.scaling
+    if route.weights is not None:
+        hidden = hidden * route.weights.to(x.dtype).unsqueeze(2)
+    delta = torch.einsum("nkr,nkro->no", hidden, B)
+    return out + delta.view_as(out)
+
+
+def _tiled(bank: ExpertBank, x: Tensor, route: Route, out: Tensor, weight: Tensor | None) -> Tensor:
+    from llava_mole.mole import sorted_kernels  # it needs this module's names
+
+    return sorted_kernels.tiled(bank, x, route, out, weight)
+
+
+def _grouped(
+    bank: ExpertBank, x: Tensor, route: Route, out: Tensor, weight: Tensor | None
+) -> Tensor:
+    from llava_mole.mole import sorted_kernels
+
+    return sorted_kernels.grouped(bank, x, route, out, weight)
+
+
+KERNELS: dict[str, Kernel] = {
+    "reference": reference,
+    "masked": masked,
+    "gathered": gathered,
+    "tiled": _tiled,
+    "grouped": _grouped,
+}

@@ -1,18 +1,22 @@
-"""Auxiliary losses, computed from what the last forward pass recorded.
+"""Balance losses, computed from what the last forward pass recorded, and how to ask for them.
 
-The balance loss follows LLaVA-MoLE's released code: per sample, over its attended tokens and
-pooled over all layers, sum_e mean(onehot_e) * mean(p_e); then averaged over samples. The paper's
-Eq. 7 writes raw counts, which would grow with the square of the length; means do not. No factor E:
-perfect balance gives 1/E.
+Per sample: LLaVA-MoLE's released code averages, per sample, over its attended tokens and pools all
+layers: sum_e mean(onehot_e) * mean(p_e); then it averages over samples. The paper's Eq. 7 writes
+raw counts, which would grow with the square of the length; means do not. No factor E: perfect
+balance gives 1/E. Other methods balance each router by itself and multiply by E
+(`balance_per_router`). Both add up under accumulation, packing and several processes if divided by
+the number of samples of the whole step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from llava_mole.mole.inject import mole_context
-from llava_mole.mole.route import RouteContext
+from llava_mole.errors import ConfigError
+from llava_mole.mole.context import Record, RouteContext
 
 
 def sum_by_sample(values: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,25 +50,74 @@ def sum_by_sample(values: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
     return with_prefix[is_sample], count_with_prefix[is_sample]
 
 
+def means_by_sample(context: RouteContext, values: Tensor) -> Tensor:
+    """(tokens, C) -> (S, C) means over each sample's tokens."""
+    segments = context.segments_of(len(values), values.device)
+    sums, counts = sum_by_sample(values, segments)
+    return sums / counts.unsqueeze(1)
+
+
+def over_samples(per_sample: Tensor, num_samples: Tensor | int | None) -> Tensor:
+    """(S,) -> mean, or sum over `num_samples` where the caller counts the whole step's."""
+    return per_sample.sum() / (len(per_sample) if num_samples is None else num_samples)
+
+
 def balance_loss(context: RouteContext, num_samples: Tensor | int | None = None) -> Tensor | None:
-    """LLaVA-MoLE's balance loss of the last pass, or None with a single expert.
+    """LLaVA-MoLE's: per sample, layers pooled; None with a single expert.
 
     Args:
-        context: of the model.
+        context: of the adapter.
         num_samples: divide by this many samples; the batch's own count if None. Pass the number
             of samples of the whole optimizer step (all micro-batches, all ranks) and the
             micro-batch losses add up to the loss of the whole.
     """
-    if not context.records or context.records[0].probs.shape[1] == 1:
+    records = [record for record in context.records if record.num_experts > 1]
+    if not records:
         return None
-    assert context.segment_ids is not None
-    experts = context.records[0].probs.shape[1]
-    probs = torch.stack([record.probs for record in context.records]).mean(0)
-    chosen = torch.stack([record.chosen(experts) for record in context.records]).mean(0)
-    both, counts = sum_by_sample(torch.cat([probs, chosen], dim=1), context.segment_ids)
-    mean_probs, mean_chosen = (both / counts.unsqueeze(1)).chunk(2, dim=1)
-    per_sample = (mean_probs * mean_chosen).sum(dim=1)
-    return per_sample.sum() / (len(per_sample) if num_samples is None else num_samples)
+    by_width: dict[int, list[Record]] = {}
+    for record in records:
+        by_width.setdefault(record.num_experts, []).append(record)
+    # Layers with different numbers of experts cannot be pooled; each kind counts by its layers.
+    total = records[0].probs.new_zeros(())
+    for width, group in by_width.items():
+        probs = torch.stack([record.probs for record in group]).mean(0)
+        chosen = torch.stack([record.chosen() for record in group]).mean(0)
+        both = means_by_sample(context, torch.cat([probs, chosen], dim=1))
+        per_sample = (both[:, :width] * both[:, width:]).sum(dim=1)
+        total = total + over_samples(per_sample, num_samples) * (len(group) / len(records))
+    return total
+
+
+def balance_per_router(
+    context: RouteContext,
+    num_samples: Tensor | int | None = None,
+    *,
+    of_weights: bool = False,
+    reduction: str = "mean",
+) -> Tensor | None:
+    """E * sum_e f_e P_e of each router, per sample; 1 at perfect balance.
+
+    Args:
+        context, num_samples: as `balance_loss`.
+        of_weights: f_e is the mean weight of the expert in place of its share of the choices.
+        reduction: over routers, "mean" or "sum".
+    """
+    records = [record for record in context.records if record.num_experts > 1]
+    if not records:
+        return None
+    losses = []
+    for record in records:
+        experts = record.num_experts
+        if of_weights:
+            first = record.route.weights
+            assert first is not None
+        else:
+            first = record.chosen()
+        both = means_by_sample(context, torch.cat([record.probs, first], dim=1))
+        per_sample = experts * (both[:, :experts] * both[:, experts:]).sum(dim=1)
+        losses.append(over_samples(per_sample, num_samples))
+    stacked = torch.stack(losses)
+    return stacked.sum() if reduction == "sum" else stacked.mean()
 
 
 def auxiliary_losses(
@@ -72,11 +125,33 @@ def auxiliary_losses(
 ) -> dict[str, Tensor]:
     """Weighted auxiliary losses of the last forward pass, by name; empty if there are none.
 
+    Args:
+        model: with experts; several active adapters' losses of one name add up.
+        num_samples: of the whole optimizer step, if the caller accumulates; see `balance_loss`.
+
     Raises:
-        ConfigError: the model has no experts.
+        ConfigError: the model has no experts, or the pass left no graph to train the routers.
     """
-    context, config = mole_context(model)
-    if config.balance_coef == 0 or not context.enabled:
-        return {}
-    loss = balance_loss(context, num_samples)
-    return {} if loss is None else {"balance": config.balance_coef * loss}
+    from llava_mole.mole.adapters import adapters_of
+
+    total: dict[str, Tensor] = {}
+    for adapter in adapters_of(model):
+        if not adapter.context.enabled or not adapter.context.records:
+            continue
+        losses = adapter.config.losses(adapter.context, num_samples)
+        check_graph(adapter.routers, list(losses.values()))
+        for name, loss in losses.items():
+            total[name] = total[name] + loss if name in total else loss
+    return total
+
+
+def check_graph(routers: Sequence[nn.Module], losses: list[Tensor]) -> None:
+    """Reentrant checkpointing runs the forward pass without a graph: routers would not learn."""
+    if not torch.is_grad_enabled() or not losses or any(loss.requires_grad for loss in losses):
+        return
+    trained = any(p.requires_grad for router in routers for p in router.parameters())
+    if trained and any(router.training for router in routers):
+        raise ConfigError(
+            "the auxiliary losses have no gradient: the last forward pass ran without one. With "
+            "activation checkpointing, say gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )

@@ -1,102 +1,178 @@
-"""Route: which experts are on for each token. RouteContext: what a forward pass knows about tokens.
+"""Route: which experts are on for each token, and how strongly.
 
-A route is made once per block by its router and used by every linear of the block. The context is
-shared by all routers of a model: it carries the padding mask and the segments of a row in, and the
-records that losses and statistics need out.
+A router makes a route once per scope (linear, MLP block, layer or sequence) and every bank in that
+scope follows it. Two kinds cover the methods here:
+
+- `Route`: weights over experts, sparse (top-k) or dense. Its core is diagonal: one gate per unit.
+- `PairedRoute`: rank units of A and of B chosen separately and paired by position.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHARED_PREFIX = 0
-PADDING = -1
-
 
 @dataclass(frozen=True)
 class Route:
-    """The routing decision of one block for `tokens` flattened tokens.
+    """A decision over E experts for `tokens` flattened tokens.
 
     Attributes:
-        indices: (tokens, k) experts that are on.
-        weights: (tokens, k) what multiplies each; carries the task's gradient if its gate does.
-        probs: (tokens, E) the router's softmax, for auxiliary losses and statistics.
+        indices: (tokens, k) experts that are on, or None: all of them, in order.
+        weights: (tokens, k), or (tokens, E) without indices: what multiplies each expert's output.
+            None: 1. Carries the task's gradient if the method's gate does.
+        probs: (tokens, E) what the router believes, for losses and statistics; or None.
+        extras: what a method's own loss needs besides.
+        layout: set where the tokens of the scope arrive sorted by expert (see `Layout`).
     """
 
-    indices: Tensor
-    weights: Tensor
-    probs: Tensor
+    indices: Tensor | None = None
+    weights: Tensor | None = None
+    probs: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    layout: Layout | None = None
+    _units: dict[tuple, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def gates(self, num_experts: int) -> Tensor:
-        """Dense form, (tokens, E): zero where an expert is off."""
-        if self.indices.shape[1] == num_experts:
-            return self.weights
+    @property
+    def top_k(self) -> int | None:
+        return None if self.indices is None else self.indices.shape[1]
+
+    def gates(self, num_experts: int, like: Tensor) -> Tensor:
+        """Dense form, (tokens, E), zero where an expert is off. `like`: device; tokens if none."""
+        if self.indices is None:
+            if self.weights is not None:
+                return self.weights
+            return torch.ones(like.shape[0], num_experts, device=like.device)
+        if self.weights is None:
+            gates = torch.zeros(self.indices.shape[0], num_experts, device=self.indices.device)
+            return gates.scatter_(1, self.indices, 1.0)
         empty = self.weights.new_zeros(self.weights.shape[0], num_experts)
         return empty.scatter(1, self.indices, self.weights)
 
-    def rows_of(self, expert: int) -> Tensor:
-        """(rows,) the tokens for which `expert` is on."""
-        return (self.indices == expert).any(dim=1).nonzero().squeeze(1)
+    def unit_gates(
+        self, ranks: Sequence[int], scaling: float, dtype: torch.dtype, like: Tensor
+    ) -> Tensor:
+        """(tokens, R) gates times `scaling`, without gradient; banks of a scope share it."""
+        key = (tuple(ranks), scaling, dtype)
+        if key not in self._units:
+            with torch.no_grad():
+                gates = (self.gates(len(ranks), like) * scaling).to(dtype)
+                self._units[key] = spread(gates, ranks)
+        return self._units[key]
+
+    def chosen(self, num_experts: int) -> Tensor:
+        """(tokens, E) 1 / k where an expert is on (its weight is not 0); rows sum to 1."""
+        if self.indices is not None:
+            return F.one_hot(self.indices, num_experts).sum(1).float() / self.indices.shape[1]
+        assert self.weights is not None
+        on = (self.weights != 0).float()
+        return on / on.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one router decided in the current forward pass; (B*T, E) and (B*T, k)."""
+class PairedRoute:
+    """Rank units of A and of B, chosen per sequence and paired by position.
 
-    probs: Tensor
-    indices: Tensor
-
-    def chosen(self, num_experts: int) -> Tensor:
-        """(tokens, E) 1 / k where an expert is on; rows sum to 1."""
-        return F.one_hot(self.indices, num_experts).sum(1).float() / self.indices.shape[1]
-
-
-@dataclass
-class RouteContext:
-    """Shared by the routers of one model; lives as long as the model.
+    Token t of sequence s gets sum_j weights[s, j] * b[units_b[s, j]] * (a[units_a[s, j]] . x_t).
 
     Attributes:
-        segment_ids: (B, T) of the pass in flight. -1 padding, 0 the prefix that all branches of
-            the row see, 1, 2, … the branches. A row without branches is all zeros.
-        records: one per router, of the last recorded pass.
-        enabled: False makes every hook a no-op: the base model answers.
+        sequence: (tokens,) the sequence of each token.
+        units_a, units_b: (S, r) units that are on, in order; the j-th of one feeds the j-th of the
+            other.
+        weights: (S, r) or None: 1.
+        probs: (S, E) of the choice in B, for statistics.
     """
 
-    enabled: bool = True
-    segment_ids: Tensor | None = None
-    records: list[Record] = field(default_factory=list)
-    recording: bool = False
-    _provided: Tensor | None = None
+    sequence: Tensor
+    units_a: Tensor
+    units_b: Tensor
+    weights: Tensor | None = None
+    probs: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> RouteContext:
-        """A copied model starts with an empty context: records hold the original's graph."""
-        memo[id(self)] = copied = RouteContext(enabled=self.enabled)
-        return copied
+    def core(self, hidden: Tensor, scaling: float) -> Tensor:
+        """(tokens, R) values of A's units -> (tokens, R) inputs of B's."""
+        taken = hidden.gather(1, self.units_a[self.sequence])
+        if self.weights is not None:
+            taken = taken * self.weights[self.sequence].to(taken.dtype)
+        return torch.zeros_like(hidden).scatter_add(1, self.units_b[self.sequence], taken * scaling)
 
-    def provide(self, segment_ids: Tensor) -> None:
-        """Say which tokens of the *next* pass are padding, prefix or branch; (B, T)."""
-        self._provided = segment_ids
+    def chosen(self, num_experts: int) -> Tensor:
+        """(tokens, R) 1 / r where a unit of B is on."""
+        on = F.one_hot(self.units_b, num_experts).sum(1).float() / self.units_b.shape[1]
+        return on[self.sequence]
 
-    def begin(self, batch: int, length: int, attention_mask: Tensor | None, device: object) -> None:
-        """Open a pass. Without provided segments, a 2-D attention mask tells the padding."""
-        self.records = []
-        self.recording = True
-        if self._provided is not None:
-            self.segment_ids, self._provided = self._provided, None
-        elif attention_mask is not None and attention_mask.dim() == 2:
-            # With a KV cache the mask also covers the past; the tokens of this pass are the last.
-            self.segment_ids = attention_mask[:, -length:].long() - 1
-        else:
-            self.segment_ids = torch.zeros(batch, length, dtype=torch.long, device=str(device))
 
-    def end(self) -> None:
-        """Close it. Activation checkpointing runs routers again in backward: not recorded twice."""
-        self.recording = False
+def spread(gates: Tensor, ranks: Sequence[int]) -> Tensor:
+    """(tokens, E) -> (tokens, R): one value per expert to one per rank unit."""
+    if len(set(ranks)) == 1:
+        return gates if ranks[0] == 1 else gates.repeat_interleave(ranks[0], dim=1)
+    repeats = torch.tensor(ranks, device=gates.device)
+    return gates.repeat_interleave(repeats, dim=1, output_size=sum(ranks))
 
-    def record(self, route: Route) -> None:
-        if self.recording:
-            self.records.append(Record(route.probs, route.indices))
+
+EXPERTS_PER_TILE = 8
+"""A tile of sorted tokens meets about this many experts; see benchmarks/README.md."""
+
+
+class Layout:
+    """Assignments (token, expert) sorted by expert.
+
+    Attributes:
+        rows: (A,) the token of each sorted assignment; A = tokens * k.
+        order: (A,) position before sorting, token * k + choice.
+        experts: (A,) sorted.
+        ends: (E,) int32, one past the last assignment of each expert.
+        kernel: "tiled" or "grouped".
+    """
+
+    def __init__(self, indices: Tensor, num_experts: int, kernel: str) -> None:
+        k = indices.shape[1]
+        self.kernel = kernel
+        flat = indices.reshape(-1)
+        self.experts, self.order = flat.sort(stable=True)
+        self.rows = self.order if k == 1 else self.order // k
+        self.num_experts = num_experts
+        counts = torch.zeros(num_experts, dtype=torch.int32, device=flat.device)
+        counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
+        self.ends = counts.cumsum(0, dtype=torch.int32)
+        self._tiles: list[tuple[int, int, int, int]] | None = None
+        self._masks: dict[tuple, list[Tensor]] = {}
+
+    def inverse(self) -> Tensor:
+        """(A,) where each unsorted assignment went."""
+        inverse = torch.empty_like(self.order)
+        return inverse.scatter_(0, self.order, torch.arange(len(self.order), device=inverse.device))
+
+    def tiles(self) -> list[tuple[int, int, int, int]]:
+        """(start, stop, first expert, one past the last expert) of tiles of equal length.
+
+        Reads the experts on the host: for the CPU.
+        """
+        if self._tiles is None:
+            total = len(self.experts)
+            count = max(1, -(-self.num_experts // EXPERTS_PER_TILE))
+            size = max(1, -(-total // count))
+            starts = list(range(0, total, size))
+            first = self.experts[starts].tolist()
+            stops = [min(start + size, total) for start in starts]
+            last = self.experts[[stop - 1 for stop in stops]].tolist()
+            self._tiles = [
+                (a, b, lo, hi + 1) for a, b, lo, hi in zip(starts, stops, first, last, strict=True)
+            ]
+        return self._tiles
+
+    def masks(self, rank: int, scaling: float, dtype: torch.dtype) -> list[Tensor]:
+        """Per tile (stop - start, units of its experts): `scaling` at a token's own units."""
+        key = (rank, scaling, dtype)
+        if key not in self._masks:
+            self._masks[key] = []
+            for start, stop, low, high in self.tiles():
+                own = torch.arange(low, high, device=self.experts.device).repeat_interleave(rank)
+                mask = (self.experts[start:stop, None] == own).to(dtype)
+                self._masks[key].append(mask.mul_(scaling))
+        return self._masks[key]

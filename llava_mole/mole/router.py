@@ -1,33 +1,122 @@
-"""Routers: from a block's input to a Route.
+"""Routers: from what a scope sees to a Route.
 
-`LinearRouter` is LLaVA-MoLE's: a linear on the MLP's input (after the norm), softmax, and the best
-expert per token. One router per MLP block; gate, up and down projections share its decision.
+A router's *input* (what it reads) and its *scope* (for which linears it decides) are independent.
+The scope is where it is attached: a single linear, or a block whose linears share the decision
+(`hooks.py`). `LinearRouter` covers most methods; the others have theirs in `methods/`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_mole.mole.route import Route, RouteContext
+from llava_mole.mole.context import RouteContext
+from llava_mole.mole.route import PairedRoute, Route
+
+if TYPE_CHECKING:
+    from llava_mole.mole.bank import ExpertBank
+
+GATES = ("none", "straight_through", "scaled", "renormalised")
 
 
-class LinearRouter(nn.Module):
-    """softmax(W x + b), top-1 or dense.
-
-    The router computes in float32 whatever the model's dtype: in bf16, near-ties flip between
-    a cached decode step and the full sequence.
+class Router(nn.Module):
+    """Base of all routers.
 
     Args:
-        width: D, width of the block's input.
         num_experts: E.
-        routing: "top1" or "dense" (`MoleConfig.routing`).
-        gate: "none", "straight_through" or "scaled" (`MoleConfig.gate`).
-        context: shared by all routers of the model.
+        context: shared by the routers of one adapter.
+    """
+
+    def __init__(self, num_experts: int, context: RouteContext) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.context = context
+        self.name = ""
+        """Where it is attached; names its records."""
+        self.current: Route | PairedRoute | None = None
+
+    def forward(self, x: Tensor, bank: ExpertBank | None = None) -> Route | PairedRoute:
+        """(tokens, D) input of the scope -> a route over `tokens`.
+
+        Args:
+            bank: of the linear, where the scope is a single one; None for a block.
+        """
+        raise NotImplementedError
+
+    def decide(self, x: Tensor, bank: ExpertBank | None = None) -> Route | PairedRoute:
+        """Route (..., D) and record it."""
+        route = self(x.reshape(-1, x.shape[-1]), bank)
+        self.context.record(self.name, route, self.num_experts)
+        return route
+
+    def after_optimizer_step(self) -> None:
+        """Called once per optimizer step (`router_step`); for what is learnt without gradient."""
+
+
+class _Float32Linear(torch.autograd.Function):
+    """W x + b in float32 whatever the dtype of x, saving x as it is instead of a float32 copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return (
+            (grad @ weight.float()).to(x.dtype) if needs[0] else None,
+            (grad.T @ x.float()).to(weight.dtype) if needs[1] else None,
+            grad.sum(0) if needs[2] else None,
+        )
+
+
+def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(tokens, D) -> (tokens, E) in float32 (float64 stays).
+
+    In bf16, near-ties would flip between a cached decode step and the full sequence.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if x.dtype == torch.float64:
+            return F.linear(x, weight.double(), None if bias is None else bias.double())
+        if not torch.is_grad_enabled():
+            return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+        return _Float32Linear.apply(x, weight, bias)
+
+
+def gate_weights(chosen: Tensor, gate: str) -> Tensor | None:
+    """What multiplies the chosen experts.
+
+    Args:
+        chosen: (tokens, k) their probabilities.
+        gate: one of GATES.
+    """
+    if gate == "scaled":
+        return chosen
+    if gate == "renormalised":
+        return chosen / chosen.sum(dim=1, keepdim=True)
+    if gate == "straight_through":
+        return 1 + chosen - chosen.detach()
+    return None
+
+
+class LinearRouter(Router):
+    """softmax(W x + b), the k most probable experts or all.
+
+    Args:
+        width: D, width of its input.
+        num_experts: E.
+        top_k: experts per token, or None: all, weighted by their probability.
+        gate: what multiplies a chosen expert. "none": 1, so that only an auxiliary loss trains the
+            router. "straight_through": 1 forward, the probability's gradient backward. "scaled":
+            the probability. "renormalised": the probability over the sum of those chosen.
+        bias: whether b exists.
     """
 
     def __init__(
@@ -35,53 +124,33 @@ class LinearRouter(nn.Module):
         width: int,
         num_experts: int,
         *,
-        routing: str,
+        top_k: int | None,
         gate: str,
         context: RouteContext,
+        bias: bool = True,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        self.routing = routing
+        super().__init__(num_experts, context)
+        self.top_k = top_k
         self.gate = gate
-        self.context = context
-        self.current: Route | None = None
         self.weight = nn.Parameter(torch.empty(num_experts, width, dtype=dtype, device=device))
-        self.bias = nn.Parameter(torch.zeros(num_experts, dtype=dtype, device=device))
+        zeros = torch.zeros(num_experts, dtype=dtype, device=device)
+        self.bias = nn.Parameter(zeros) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """torch.nn.Linear's initialisation of the weight; the bias starts at zero."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Route:
-        """x: (tokens, D) -> a Route over `tokens`."""
-        with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.float(), self.weight.float(), self.bias.float())
-        probs = logits.softmax(dim=-1)
-        if self.routing == "dense":
-            indices = torch.arange(probs.shape[1], device=probs.device).expand_as(probs)
-            return Route(indices, probs, probs)
-        best, indices = probs.max(dim=-1, keepdim=True)
-        if self.gate == "scaled":
-            weights = best
-        elif self.gate == "straight_through":
-            weights = 1 + best - best.detach()
+    def forward(self, x: Tensor, bank: ExpertBank | None = None) -> Route:
+        probs = float32_linear(x, self.weight, self.bias).softmax(dim=-1)
+        if self.top_k is None:
+            return Route(None, probs, probs)
+        if self.top_k == 1:
+            chosen, indices = probs.max(dim=-1, keepdim=True)
         else:
-            weights = torch.ones_like(best)
-        return Route(indices, weights, probs)
-
-    # Bound methods, not closures: copy.deepcopy(model) then rebinds them to the copied router.
-    def before_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the block: decide the route of its input."""
-        if not self.context.enabled:
-            self.current = None
-            return
-        x = args[0] if args else next(iter(kwargs.values()))
-        self.current = self(x.reshape(-1, x.shape[-1]))
-        self.context.record(self.current)
-
-    def after_block(self, block: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the block: drop the route, so that nothing outlives its pass."""
-        self.current = None
+            chosen, indices = probs.topk(self.top_k, dim=-1)
+        return Route(indices, gate_weights(chosen, self.gate), probs)

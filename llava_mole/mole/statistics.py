@@ -2,26 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from llava_mole.mole.inject import mole_context
+from llava_mole.mole.adapters import adapter_of, mole_context
 from llava_mole.mole.losses import sum_by_sample
 
 
 @torch.no_grad()
-def samples_by_expert(model: nn.Module) -> Tensor:
+def samples_by_expert(model: nn.Module, name: str | None = None) -> Tensor:
     """Share of each sample's tokens that used each expert in the last pass, all layers pooled.
 
     Returns:
         (S, E), rows sum to 1; samples in order of rows, then branches. A branch counts the prefix
-        that it shares. Padding counts for nothing. (0, 0) if nothing was recorded.
+        that it shares. Padding counts for nothing. E is that of the layer with most experts; a
+        layer with fewer adds nothing to the others. (0, 0) if nothing was recorded.
     """
-    context, _ = mole_context(model)
+    context, _ = mole_context(model, name)
     if not context.records:
         return torch.zeros(0, 0)
-    assert context.segment_ids is not None
-    experts = context.records[0].probs.shape[1]
-    chosen = torch.stack([record.chosen(experts) for record in context.records]).mean(0)
-    sums, counts = sum_by_sample(chosen, context.segment_ids)
+    experts = max(record.num_experts for record in context.records)
+    chosen = sum(
+        torch.nn.functional.pad(record.chosen(), (0, experts - record.num_experts))
+        for record in context.records
+    )
+    assert isinstance(chosen, Tensor)
+    chosen = chosen / len(context.records)
+    sums, counts = sum_by_sample(chosen, context.segments_of(len(chosen), chosen.device))
     return sums / counts.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class RouterUse:
+    """What one router did with the attended tokens of the last pass.
+
+    Attributes:
+        name: of the linear or block that it decides for, below the root.
+        load: (E,) share of the choices; sums to 1.
+        importance: (E,) mean probability.
+        entropy: of the load over log E: 1 where all experts are used alike, 0 where one is.
+    """
+
+    name: str
+    load: Tensor
+    importance: Tensor
+    entropy: float
+
+
+@torch.no_grad()
+def route_statistics(model: nn.Module, name: str | None = None) -> list[RouterUse]:
+    """One entry per router of the last pass, padding left out; empty without records.
+
+    Routers that never choose (MultiLoRA's) are left out.
+    """
+    context = adapter_of(model, name).context
+    uses = []
+    for record in context.records:
+        if record.route.probs is None:
+            continue
+        chosen = record.chosen()
+        real = (context.segments_of(len(chosen), chosen.device) >= 0).reshape(-1)
+        load = chosen[real].mean(0)
+        probs = record.probs
+        importance = probs[real].mean(0) if len(probs) == len(real) else probs.mean(0)
+        entropy = -(load * load.clamp(min=1e-12).log()).sum()
+        scale = torch.log(torch.tensor(float(record.num_experts)))
+        share = float(entropy / scale) if record.num_experts > 1 else 0.0
+        uses.append(RouterUse(record.name, load, importance, share))
+    return uses

@@ -6,7 +6,7 @@ from torch import nn
 
 from llava_mole.errors import ConfigError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
-from llava_mole.mole.inject import BANK, ROUTER
+from llava_mole.mole.hooks import BANK, ROUTER
 
 PARTS = ("vision", "projector", "parrot", "experts", "routers", "lora", "language_model")
 

@@ -217,9 +217,7 @@ def leaves_some_idle(recipe: Recipe, stage: StageRecipe) -> bool:
     """Whether a trained weight may be without a gradient: a tower's own head, which is never used,
     and routers that no loss reaches."""
     experts = recipe.model.experts
-    steered = experts is not None and experts.num_experts > 1 and (
-        experts.balance_coef > 0 or experts.gate != "none" or experts.routing == "dense"
-    )  # fmt: skip
+    steered = experts is not None and experts.routers_learn()
     return "vision" in stage.learning_rates or ("routers" in stage.learning_rates and not steered)
 
 

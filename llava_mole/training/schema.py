@@ -19,6 +19,8 @@ import yaml
 from transformers import TrainingArguments
 
 from llava_mole.errors import ConfigError
+from llava_mole.mole import MoleConfig
+from llava_mole.mole.methods import method_class
 from llava_mole.training.parts import PARTS
 from llava_mole.training.recipe import Recipe, StageRecipe, WarmStartRecipe
 
@@ -117,6 +119,12 @@ def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
         problems.append(f"{path or 'recipe'}={values!r}: expected a mapping of keys")
         return None
     before = len(problems)
+    if cls is MoleConfig:
+        try:
+            cls = method_class(values.get("method", "llava_mole"))
+        except ConfigError as error:
+            problems.append(f"{path}.{error}")
+            return None
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in values:
@@ -157,6 +165,8 @@ def convert(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
         return list(value) if isinstance(value, list) else value
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path, problems)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list):
+        return tuple(convert(v, args[0], f"{path}.{i}", problems) for i, v in enumerate(value))
     if origin is list:
         if not isinstance(value, list):
             problems.append(f"{path}={value!r}: expected a list")
@@ -176,7 +186,7 @@ def convert(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
         except (TypeError, ValueError):
             problems.append(f"{path}={value!r}: expected a number")
             return None
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    if not isinstance(value, origin or hint) or (hint is int and isinstance(value, bool)):
         names = {int: "a whole number", bool: "true or false", str: "text"}
         problems.append(f"{path}={value!r}: expected {names.get(hint, hint)}")
         return None

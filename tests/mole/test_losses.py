@@ -11,9 +11,11 @@ from llava_mole.mole import (
     add_experts,
     auxiliary_losses,
     balance_loss,
+    mole_context,
     samples_by_expert,
 )
-from llava_mole.mole.route import Record
+from llava_mole.mole.context import Record
+from llava_mole.mole.route import Route
 from tests.helpers import FAMILIES, awaken, language_model, random_ids
 
 EXPERTS = 3
@@ -30,7 +32,9 @@ def context_of(probs: Tensor, segment_ids: Tensor, layers: int = 1) -> RouteCont
     context = RouteContext()
     context.segment_ids = segment_ids
     for part in probs.chunk(layers):
-        context.records.append(Record(part, part.argmax(dim=1, keepdim=True)))
+        context.records.append(
+            Record("", Route(part.argmax(dim=1, keepdim=True), None, part), EXPERTS)
+        )
     return context
 
 
@@ -153,4 +157,4 @@ def test_checkpointed_layers_are_not_counted_twice() -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model(ids, labels=ids).loss.backward()
     assert_close(samples_by_expert(model), expected)
-    assert len(model.model.mole_state.context.records) == model.config.num_hidden_layers
+    assert len(mole_context(model)[0].records) == model.config.num_hidden_layers

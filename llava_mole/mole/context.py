@@ -1,0 +1,132 @@
+"""RouteContext: what the routers of one adapter know about the pass in flight, and leave behind.
+
+Goes in: which tokens are padding, a shared prefix or a branch; where a prompt ends; whether this
+pass continues a KV cache. Comes out: one record per router, for losses and statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_mole.errors import ConfigError
+from llava_mole.mole.route import PairedRoute, Route
+
+SHARED_PREFIX = 0
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one router decided in the current forward pass."""
+
+    name: str
+    route: Route | PairedRoute
+    num_experts: int
+
+    @property
+    def probs(self) -> Tensor:
+        """(tokens, E)."""
+        if self.route.probs is None:
+            raise ConfigError(f"router {self.name!r} has no probabilities")
+        return self.route.probs
+
+    def chosen(self) -> Tensor:
+        """(tokens, E); rows sum to 1."""
+        return self.route.chosen(self.num_experts)
+
+
+@dataclass
+class RouteContext:
+    """Shared by the routers of one adapter; lives as long as the adapter.
+
+    Attributes:
+        segment_ids: (B, T) of the pass in flight. -1 padding, 0 the prefix that all branches of
+            the row see, 1, 2, … the branches. A row without branches is all zeros. None where the
+            experts do not sit in a decoder: then all tokens are one sample.
+        prompt_mask: (B, T) True at tokens that sequence-level routers may pool; None: all attended.
+        sample_types: (B,) kind of each sample, for losses that know kinds; or None.
+        decoding: this pass continues a KV cache.
+        records: one per router, of the last recorded pass.
+        enabled: False makes every hook a no-op: the base model answers.
+    """
+
+    enabled: bool = True
+    segment_ids: Tensor | None = None
+    prompt_mask: Tensor | None = None
+    sample_types: Tensor | None = None
+    decoding: bool = False
+    records: list[Record] = field(default_factory=list)
+    recording: bool = False
+    _provided: dict[str, Tensor] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> RouteContext:
+        """A copied model starts with an empty context: records hold the original's graph."""
+        memo[id(self)] = copied = RouteContext(enabled=self.enabled)
+        return copied
+
+    def provide(
+        self,
+        segment_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        sample_types: Tensor | None = None,
+    ) -> None:
+        """Say what the tokens of the *next* pass are, (B, T), and its samples, (B,)."""
+        given = {
+            "segment_ids": segment_ids,
+            "prompt_mask": prompt_mask,
+            "sample_types": sample_types,
+        }
+        self._provided |= {name: value for name, value in given.items() if value is not None}
+
+    def begin(
+        self,
+        batch: int,
+        length: int,
+        attention_mask: Tensor | None,
+        device: Any,
+        *,
+        decoding: bool = False,
+    ) -> None:
+        """Open a pass. Without provided segments, a 2-D attention mask tells the padding."""
+        self.records = []
+        self.recording = True
+        self.decoding = decoding
+        provided, self._provided = self._provided, {}
+        if "segment_ids" in provided:
+            self.segment_ids = provided["segment_ids"]
+        elif attention_mask is not None and attention_mask.dim() == 2:
+            # With a KV cache the mask also covers the past; the tokens of this pass are the last.
+            self.segment_ids = attention_mask[:, -length:].long().clamp(max=1) - 1
+        else:
+            self.segment_ids = torch.zeros(batch, length, dtype=torch.long, device=device)
+        self.prompt_mask = provided.get("prompt_mask")
+        if self.prompt_mask is not None and self.prompt_mask.shape != self.segment_ids.shape:
+            raise ConfigError(
+                f"prompt_mask of shape {tuple(self.prompt_mask.shape)} for tokens of shape "
+                f"{tuple(self.segment_ids.shape)}"
+            )
+        self.sample_types = provided.get("sample_types")
+
+    def begin_plain(self) -> None:
+        """Open a pass of a module that is no decoder."""
+        self.records, self.recording, self.decoding = [], True, False
+        self.segment_ids = self.prompt_mask = self.sample_types = None
+        self._provided = {}
+
+    def end(self) -> None:
+        """Close it. Activation checkpointing runs routers again in backward: not recorded twice."""
+        self.recording = False
+
+    def record(self, name: str, route: Route | PairedRoute, num_experts: int) -> None:
+        if self.recording:
+            self.records.append(Record(name, route, num_experts))
+
+    def segments_of(self, tokens: int, device: torch.device) -> Tensor:
+        """(B, T) for records of `tokens` tokens; one row of one sample where nothing is known."""
+        if self.segment_ids is None or self.segment_ids.numel() != tokens:
+            return torch.zeros(1, tokens, dtype=torch.long, device=device)
+        return self.segment_ids

@@ -1,0 +1,261 @@
+"""Hooks that put experts on a model without wrapping anything.
+
+`layers.0.mlp.gate_proj` stays the linear it was, keeps its name, and gains a child `mole_bank`
+(`Banks`, one per adapter); the scope of its router, `layers.0.mlp`, gains a child `mole_router`
+(`Routers`). A hook before the scope decides the route, a hook after each linear adds what the bank
+says. So checkpoints of the base and PEFT's name patterns keep working, and PEFT's LoRA may sit on
+the same model.
+
+Two things are done for speed, both invisible from outside:
+- where the kernel wants sorted tokens, the block's hook sorts its input by expert and restores its
+  output, once for all linears of the block (`Block.sorts`);
+- where a linear is plain and frozen, its own product runs without a graph and its share of the
+  input's gradient is computed by the bank's kernel, which saves a pass over the activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llava_mole.mole import kernels
+from llava_mole.mole.bank import ExpertBank
+from llava_mole.mole.context import RouteContext
+from llava_mole.mole.route import Layout, PairedRoute, Route
+from llava_mole.mole.router import Router
+
+ROUTER = "mole_router"
+BANK = "mole_bank"
+
+
+class Banks(nn.ModuleDict):
+    """Child `mole_bank` of a linear: adapter name -> ExpertBank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not modules of the linear: the router of a block belongs to the block.
+        self.routers: dict[str, list[Router]] = {}
+        self.own_router: dict[str, bool] = {}
+        self._input: Tensor | None = None
+        self._fused = False
+
+    def attach(self, linear: nn.Module) -> None:
+        linear.add_module(BANK, self)
+        linear.register_forward_pre_hook(self.before_linear)
+        linear.register_forward_hook(self.after_linear)
+
+    def put(self, name: str, bank: ExpertBank, router: Router, own_router: bool) -> None:
+        self[name] = bank
+        self.routers[name] = [router]
+        self.own_router[name] = own_router
+
+    def drop(self, name: str) -> None:
+        del self[name], self.routers[name], self.own_router[name]
+
+    def active(self) -> list[tuple[ExpertBank, Router]]:
+        return [
+            (self[name], router)  # type: ignore[misc]
+            for name, (router,) in self.routers.items()
+            if router.context.enabled
+        ]
+
+    def before_linear(self, linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Decide the routes of this linear alone; cut the graph where a kernel will replace it."""
+        x = args[0]
+        for name, (router,) in self.routers.items():
+            if self.own_router[name] and router.context.enabled:
+                router.current = router.decide(x, self[name])  # type: ignore[arg-type]
+        active = self.active()
+        self._input, self._fused = x, False
+        if not active or not x.requires_grad or not torch.is_grad_enabled():
+            return None
+        bank, router = active[0]
+        if router.current is None or not is_plain_and_frozen(linear, x):
+            return None
+        if not kernels.fuses(bank, x, router.current):
+            return None
+        self._fused = True
+        return (x.detach(), *args[1:])
+
+    def after_linear(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x, self._input = self._input, None
+        assert x is not None
+        weight = linear.weight if self._fused else None
+        for name, (router,) in self.routers.items():
+            route = router.current
+            if route is None or not router.context.enabled:
+                continue
+            output = self[name](x, route, output, weight)
+            weight = None  # the linear's own gradient goes once
+            if self.own_router[name]:
+                router.current = None
+        return output
+
+
+def is_plain_and_frozen(linear: nn.Module, x: Tensor) -> bool:
+    """Whether y = W x (+ b) is all that the linear does, and W, b do not learn."""
+    if type(linear) is not nn.Linear or linear.weight.requires_grad:
+        return False
+    if linear.bias is not None and linear.bias.requires_grad:
+        return False
+    same = linear.weight.dtype == x.dtype and linear.weight.device == x.device
+    return same and not torch.is_autocast_enabled(x.device.type)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the choice of a kernel needs to know about the banks of a block."""
+
+    ranks: tuple[int, ...]
+    kernel: str
+
+
+class Routers(nn.ModuleDict):
+    """Child `mole_router` of a scope: adapter name -> Router."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: dict[str, Shape | None] = {}
+        """Per adapter: its banks' shape if all agree, so that tokens may be sorted for them."""
+        self.block_scope: dict[str, bool] = {}
+        self._layout: Layout | None = None
+
+    def attach(self, scope: nn.Module) -> None:
+        scope.add_module(ROUTER, self)
+        scope.register_forward_pre_hook(self.before_block, with_kwargs=True)
+        scope.register_forward_hook(self.after_block)
+
+    def put(self, name: str, router: Router, shape: Shape | None, block_scope: bool) -> None:
+        self[name] = router
+        self.shapes[name] = shape
+        self.block_scope[name] = block_scope
+
+    def drop(self, name: str) -> None:
+        del self[name], self.shapes[name], self.block_scope[name]
+
+    def active(self) -> list[str]:
+        return [
+            name
+            for name, router in self.items()
+            if self.block_scope[name] and router.context.enabled  # type: ignore[union-attr]
+        ]
+
+    def before_block(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any] | None:
+        """Decide the block's routes; sort its tokens where that pays."""
+        self._layout = None
+        active = self.active()
+        if not active:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        for name in active:
+            router: Any = self[name]
+            router.current = router.decide(x)
+        if len(active) != 1 or len(args) != 1 or kwargs:
+            return None
+        router = self[active[0]]
+        layout = self.layout_for(block, x, router.current, self.shapes[active[0]])
+        if layout is None:
+            return None
+        route = router.current
+        weights = None if route.weights is None else route.weights[layout.rows]
+        router.current = replace(
+            route, indices=route.indices[layout.rows], weights=weights, layout=layout, _units={}
+        )
+        self._layout = layout
+        return (x.reshape(-1, x.shape[-1])[layout.rows].view_as(x),), kwargs
+
+    def layout_for(
+        self, block: nn.Module, x: Tensor, route: Route | PairedRoute, shape: Shape | None
+    ) -> Layout | None:
+        if shape is None or not isinstance(route, Route) or route.top_k != 1:
+            return None
+        kernel = shape.kernel
+        if kernel == "auto":
+            kernel = kernels.choose(
+                tokens=x.numel() // x.shape[-1],
+                top_k=1,
+                ranks=shape.ranks,
+                device=x.device,
+                dtype=x.dtype,
+                sortable=True,
+            )
+        elif kernel in kernels.SORTED:
+            kernels.check_sparse(kernel, shape.ranks, route.top_k)
+        if kernel not in kernels.SORTED or not is_token_wise(block):
+            return None
+        assert route.indices is not None
+        return Layout(route.indices, len(shape.ranks), kernel)
+
+    def after_block(self, block: nn.Module, args: Any, output: Any) -> Any:
+        """Restore the order of the tokens; drop the routes, so that nothing outlives its pass."""
+        for name in self.block_scope:
+            if self.block_scope[name]:
+                self[name].current = None  # type: ignore[assignment]
+        layout, self._layout = self._layout, None
+        if layout is None:
+            return None
+        return output.reshape(-1, output.shape[-1])[layout.inverse()].view_as(output)
+
+
+def is_token_wise(block: nn.Module) -> bool:
+    """Whether a block treats tokens one by one, as far as its parts tell: linears, norms,
+    activations and what PEFT and this package add to them, and nothing else with parameters."""
+    for module in block.modules():
+        own = [p for _, p in module.named_parameters(recurse=False)]
+        if not own or isinstance(module, nn.Linear | ExpertBank | Router):
+            continue
+        if not (all(p.dim() == 1 for p in own) and "norm" in type(module).__name__.lower()):
+            return False
+    return True
+
+
+class Passes:
+    """Hooks of the root: a pass of the decoder opens and closes the adapters' contexts."""
+
+    def __init__(self, decoder: bool) -> None:
+        self.decoder = decoder
+        self.contexts: dict[str, RouteContext] = {}
+
+    def attach(self, root: nn.Module) -> None:
+        root.register_forward_pre_hook(self.before_root, with_kwargs=True)
+        root.register_forward_hook(self.after_root)
+
+    def before_root(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.decoder:
+            for context in self.contexts.values():
+                context.begin_plain()
+            return
+        tokens = kwargs.get("inputs_embeds")
+        if tokens is None:
+            tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
+        mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) else None
+        past = kwargs.get("past_key_values")
+        decoding = past is not None and past.get_seq_length() > 0
+        batch, length = tokens.shape[:2]
+        for context in self.contexts.values():
+            context.begin(batch, length, mask, tokens.device, decoding=decoding)
+
+    def after_root(self, root: nn.Module, args: Any, output: Any) -> None:
+        for context in self.contexts.values():
+            context.end()
+
+
+class Prompts:
+    """Hook of the whole model: labels say where the prompt ends, for routers that pool it."""
+
+    def __init__(self, context: RouteContext) -> None:
+        self.context = context
+
+    def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        labels = kwargs.get("labels")
+        if isinstance(labels, Tensor) and labels.dim() == 2:
+            supervised = (labels != -100).long().cumsum(1) > 0
+            # A row without a supervised token, or supervised from the start, is all prompt.
+            whole = ~supervised.any(1, keepdim=True) | supervised[:, :1]
+            self.context.provide(prompt_mask=~supervised | whole)

@@ -1,0 +1,40 @@
+"""Fold experts into the base's weights, where their route is constant."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llava_mole.errors import ConfigError
+from llava_mole.mole.adapters import adapter_of, delete_adapter
+from llava_mole.mole.inject import base_weight
+
+
+@torch.no_grad()
+def merge(model: nn.Module, name: str | None = None) -> None:
+    """Add the experts to the weights of their linears and remove the adapter.
+
+    Raises:
+        ConfigError: the route depends on the input, so that no single dense weight gives the same
+            output; or a weight is quantised. Nothing is changed then.
+    """
+    adapter = adapter_of(model, name)
+    reason = adapter.config.refuses_merge()
+    if reason is not None:
+        raise ConfigError(
+            f"cannot merge {adapter.config.num_experts} experts of {adapter.config.method}: "
+            f"{reason}, so no single dense weight gives the same output. Keep the adapter folder "
+            "beside the base."
+        )
+    banks = adapter.banks
+    for linear, bank in banks.items():
+        weight = base_weight(adapter.root.get_submodule(linear))
+        if not weight.is_floating_point() or weight.shape != (bank.out_features, bank.in_features):
+            raise ConfigError(
+                f"cannot merge into {linear}: its weight is {weight.dtype} of shape "
+                f"{tuple(weight.shape)}, quantised; load the base in a floating-point dtype"
+            )
+    for linear, bank in banks.items():
+        weight = base_weight(adapter.root.get_submodule(linear))
+        weight.copy_((weight.float() + bank.delta_weight()).to(weight.dtype))
+    delete_adapter(model, adapter.name)

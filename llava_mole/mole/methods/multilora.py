@@ -1,0 +1,88 @@
+"""MultiLoRA (arXiv 2311.11501): several LoRAs side by side, each with a learnt output scale.
+
+    y = W0 x + (alpha / r) sum_e c_e * (B_e A_e x)        c_e: (d_out,), starts at 0
+
+There is no router, so the experts merge into the weights exactly. B starts as A does, not at 0: at
+step 0 only c has a gradient. The shape of c (a vector), its start and n = 3 are from memory of the
+paper; the parameters it adds (+2.5 %) are from its abstract.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from llava_mole.mole.bank import ExpertBank
+from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place
+from llava_mole.mole.route import Route
+from llava_mole.mole.router import Router
+
+if TYPE_CHECKING:
+    from llava_mole.mole.context import RouteContext
+
+
+@dataclass(frozen=True)
+class MultiLora(MoleConfig):
+    """Config of method "multilora"."""
+
+    method: str = "multilora"
+    num_experts: PerLayer = 3
+    target_modules: str | tuple[str, ...] = ALL_LINEARS
+
+    scope: ClassVar[str] = "linear"
+    rule: ClassVar[str] = "all experts, no router; learnt output scales"
+
+    def build_bank(self, place: Place) -> ExpertBank:
+        return ScaledBank(
+            place.in_features,
+            place.out_features,
+            self.expert_ranks or [place.r] * place.num_experts,
+            scaling=self.scaling_at(place),
+            dropout=self.lora_dropout,
+            kernel=self.kernel,
+            dtype=place.dtype,
+            device=place.device,
+        )
+
+    def build_router(self, place: Place) -> ConstantRouter:
+        return ConstantRouter(place.num_experts, place.context)
+
+    def refuses_merge(self) -> str | None:
+        return None
+
+
+class ConstantRouter(Router):
+    """All experts, always, at weight 1."""
+
+    def __init__(self, num_experts: int, context: RouteContext) -> None:
+        super().__init__(num_experts, context)
+
+    def forward(self, x: Tensor, bank: ExpertBank | None = None) -> Route:
+        return Route()
+
+
+class ScaledBank(ExpertBank):
+    """A bank whose B is multiplied by an output scale per expert.
+
+    Attributes:
+        output_scale: (E, d_out).
+    """
+
+    def __init__(self, in_features: int, out_features: int, ranks: Any, **options: Any) -> None:
+        super().__init__(in_features, out_features, ranks, **options)
+        self.output_scale = nn.Parameter(
+            torch.zeros(
+                len(self.ranks), out_features, dtype=self.lora_B.dtype, device=self.lora_B.device
+            )
+        )
+        nn.init.kaiming_uniform_(self.lora_B, a=math.sqrt(5))
+
+    @property
+    def B(self) -> Tensor:
+        repeats = torch.tensor(self.ranks, device=self.lora_B.device)
+        scale = self.output_scale.repeat_interleave(repeats, 0, output_size=sum(self.ranks))
+        return self.lora_B * scale
