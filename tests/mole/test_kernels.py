@@ -303,7 +303,7 @@ def test_paired_units_are_refused_by_kernels_that_cannot_pair(kernel: str) -> No
 def test_grouped_refuses_float64_and_odd_widths() -> None:
     with pytest.raises(ConfigError, match="float64"):
         run("grouped", [4, 4], 3, "top1", torch.float64)
-    with pytest.raises(ConfigError, match="multiples of 8 in torch.bfloat16, found 12"):
+    with pytest.raises(ConfigError, match=r"multiples of 8 in torch\.bfloat16, found 12"):
         run("grouped", [4, 4], 3, "top1", torch.bfloat16, widths=(12, 16))
 
 
