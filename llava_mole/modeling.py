@@ -268,6 +268,9 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             length = inputs_embeds.shape[1]
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
+        if self.mole is not None and labels is not None:
+            # The language model sees no labels; routers that pool the prompt stop where it ends.
+            self.mole.provide(answers=labels != IGNORE)
         keep = None
         if labels is not None:
             keep = heads.predecessors(labels, segment_ids)

@@ -292,6 +292,17 @@ def test_the_loss_is_the_sum_of_its_named_parts(tiny_model: Callable[..., Any]) 
     assert out.losses["balance"] > 0.7 / 3 - 1e-3
 
 
+def test_routers_that_pool_the_prompt_are_told_where_it_ends(
+    tiny_model: Callable[..., Any],
+) -> None:
+    model, _ = tiny_model("llama", mole=MoleConfig(method="conditional_mixlora", r=2))
+    ids = random_ids(1, 8)
+    labels = torch.full_like(ids, -100)
+    labels[0, 5:] = ids[0, 5:]
+    model(input_ids=ids, labels=labels)
+    assert model.mole.prompt_mask.tolist() == [[True] * 5 + [False] * 3]
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "qwen3"])
 def test_activation_checkpointing_changes_no_loss_gradient_or_statistic(
     tiny_model: Callable[..., Any], family: str

@@ -42,11 +42,14 @@ from llava_mole.mole.methods.amlora import append_task
 from llava_mole.mole.route import PairedRoute, Route
 from llava_mole.mole.router import LinearRouter
 from llava_mole.mole.statistics import route_statistics, samples_by_expert
+from llava_mole.mole.trainer import AuxiliaryLossMixin, MoleCallback
 
 __all__ = [
     "METHODS",
+    "AuxiliaryLossMixin",
     "ExpertBank",
     "LinearRouter",
+    "MoleCallback",
     "MoleConfig",
     "PairedRoute",
     "Route",

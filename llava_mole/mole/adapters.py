@@ -164,7 +164,7 @@ def mark_trainable(model: nn.Module, name: str | None = None) -> None:
         parameter.requires_grad_(False)
     for group in (expert_parameters, router_parameters):
         for key, parameter in group(model, adapter.name).items():
-            parameter.requires_grad_("frozen_" not in key)
+            parameter.requires_grad_(not key.rpartition(".")[2].startswith("frozen_"))
 
 
 def router_step(model: nn.Module) -> None:

@@ -151,6 +151,12 @@ class MoleConfig:
         what = "a whole number of at least 1, or a list of them"
         return [f"{key}={value!r}: must be {what}"]
 
+    def one_rank(self, why: str) -> list[str]:
+        """A problem if ranks differ; `why` they cannot."""
+        if self.expert_ranks is None:
+            return []
+        return [f"expert_ranks={list(self.expert_ranks)}: {why}; give one r"]
+
     def below(self, *keys: str) -> list[str]:
         """Problems of coefficients that must not be negative."""
         return [
@@ -196,7 +202,7 @@ class MoleConfig:
 
     def refuses_merge(self) -> str | None:
         """Why the experts cannot become part of dense weights, or None if they can."""
-        return "each token uses its own expert"
+        return None if self.num_experts == 1 else "each token uses its own expert"
 
     # ------------------------------------------------------------------ as a mapping
 
@@ -210,6 +216,11 @@ class MoleConfig:
     def from_dict(cls, values: dict[str, Any]) -> MoleConfig:
         """Raises ConfigError on a key or a method that this version does not know."""
         return MoleConfig(**values)
+
+
+def largest(value: PerLayer) -> int:
+    """The largest of a per-layer number."""
+    return value if isinstance(value, int) else max(value)
 
 
 def check_keys(cls: type[MoleConfig], values: dict[str, Any]) -> None:

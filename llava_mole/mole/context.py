@@ -73,12 +73,17 @@ class RouteContext:
         segment_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         sample_types: Tensor | None = None,
+        answers: Tensor | None = None,
     ) -> None:
-        """Say what the tokens of the *next* pass are, (B, T), and its samples, (B,)."""
+        """Say what the tokens of the *next* pass are, (B, T), and its samples, (B,).
+
+        `answers` is True at supervised tokens: without a `prompt_mask`, prompts end before them.
+        """
         given = {
             "segment_ids": segment_ids,
             "prompt_mask": prompt_mask,
             "sample_types": sample_types,
+            "answers": answers,
         }
         self._provided |= {name: value for name, value in given.items() if value is not None}
 
@@ -90,8 +95,10 @@ class RouteContext:
         device: Any,
         *,
         decoding: bool = False,
+        packed: Tensor | None = None,
     ) -> None:
-        """Open a pass. Without provided segments, a 2-D attention mask tells the padding."""
+        """Open a pass. Without provided segments, a 2-D attention mask tells the padding, and
+        `packed`, (B, T) segment ids, where a row's samples begin."""
         self.records = []
         self.recording = True
         self.decoding = decoding
@@ -101,14 +108,19 @@ class RouteContext:
         elif attention_mask is not None and attention_mask.dim() == 2:
             # With a KV cache the mask also covers the past; the tokens of this pass are the last.
             self.segment_ids = attention_mask[:, -length:].long().clamp(max=1) - 1
+        elif packed is not None:
+            self.segment_ids = packed
         else:
             self.segment_ids = torch.zeros(batch, length, dtype=torch.long, device=device)
+        for key in ("prompt_mask", "answers"):
+            if key in provided and provided[key].shape != self.segment_ids.shape:
+                raise ConfigError(
+                    f"{key} of shape {tuple(provided[key].shape)} for tokens of shape "
+                    f"{tuple(self.segment_ids.shape)}"
+                )
         self.prompt_mask = provided.get("prompt_mask")
-        if self.prompt_mask is not None and self.prompt_mask.shape != self.segment_ids.shape:
-            raise ConfigError(
-                f"prompt_mask of shape {tuple(self.prompt_mask.shape)} for tokens of shape "
-                f"{tuple(self.segment_ids.shape)}"
-            )
+        if self.prompt_mask is None and "answers" in provided:
+            self.prompt_mask = before_answers(provided["answers"], self.segment_ids)
         self.sample_types = provided.get("sample_types")
 
     def begin_plain(self) -> None:
@@ -130,3 +142,24 @@ class RouteContext:
         if self.segment_ids is None or self.segment_ids.numel() != tokens:
             return torch.zeros(1, tokens, dtype=torch.long, device=device)
         return self.segment_ids
+
+
+def before_answers(answers: Tensor, segment_ids: Tensor) -> Tensor:
+    """(B, T) True at each sample's tokens before its first answer.
+
+    A sample without an answer, or with one from its start, is all prompt.
+
+    Args:
+        answers: (B, T) True at supervised tokens.
+        segment_ids: (B, T), see `RouteContext`.
+    """
+    prompt = torch.zeros_like(segment_ids, dtype=torch.bool)
+    alone = ~(segment_ids > SHARED_PREFIX).any(1, keepdim=True)
+    for branch in range(int(segment_ids.max().clamp(min=0)) + 1):
+        here = (segment_ids == branch).any(1, keepdim=True) if branch else alone
+        own = here & ((segment_ids == branch) | (segment_ids == SHARED_PREFIX))
+        answered = own & answers.to(own.device)
+        first = own & (own.long().cumsum(1) == 1)
+        whole = ~answered.any(1, keepdim=True) | (answered & first).any(1, keepdim=True)
+        prompt |= own & ((answered.long().cumsum(1) == 0) | whole)
+    return prompt

@@ -15,11 +15,13 @@ Two things are done for speed, both invisible from outside:
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2CLS
 
 from llava_mole.mole import kernels
 from llava_mole.mole.bank import ExpertBank
@@ -29,6 +31,8 @@ from llava_mole.mole.router import Router
 
 ROUTER = "mole_router"
 BANK = "mole_bank"
+PLAIN_TENSORS = (Tensor, nn.Parameter)
+ACTIVATIONS = (nn.GELU, *(cls if isinstance(cls, type) else cls[0] for cls in ACT2CLS.values()))
 
 
 class Banks(nn.ModuleDict):
@@ -68,9 +72,11 @@ class Banks(nn.ModuleDict):
         for name, (router,) in self.routers.items():
             if self.own_router[name] and router.context.enabled:
                 router.current = router.decide(x, self[name])  # type: ignore[arg-type]
-        active = self.active()
         self._input, self._fused = x, False
-        if not active or not x.requires_grad or not torch.is_grad_enabled():
+        if not x.requires_grad or not torch.is_grad_enabled():
+            return None
+        active = self.active()
+        if not active:
             return None
         bank, router = active[0]
         if router.current is None or not is_plain_and_frozen(linear, x):
@@ -96,13 +102,20 @@ class Banks(nn.ModuleDict):
 
 
 def is_plain_and_frozen(linear: nn.Module, x: Tensor) -> bool:
-    """Whether y = W x (+ b) is all that the linear does, and W, b do not learn."""
-    if type(linear) is not nn.Linear or linear.weight.requires_grad:
+    """Whether y = W x (+ b) is all that the linear does, and W, b do not learn.
+
+    Quantised linears derive from torch's, or keep its class and hold a tensor of their own kind.
+    """
+    if type(linear) is not nn.Linear or type(linear.weight) not in PLAIN_TENSORS:
+        return False
+    if linear.weight.requires_grad:
         return False
     if linear.bias is not None and linear.bias.requires_grad:
         return False
-    same = linear.weight.dtype == x.dtype and linear.weight.device == x.device
-    return same and not torch.is_autocast_enabled(x.device.type)
+    if linear.weight.dtype != x.dtype or linear.weight.device != x.device:
+        return False
+    kind = x.device.type
+    return not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) == x.dtype
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,10 @@ class Routers(nn.ModuleDict):
         """Per adapter: its banks' shape if all agree, so that tokens may be sorted for them."""
         self.block_scope: dict[str, bool] = {}
         self._layout: Layout | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing: a scope that is a Sequential calls all its children in turn."""
+        return x
 
     def attach(self, scope: nn.Module) -> None:
         scope.add_module(ROUTER, self)
@@ -164,10 +181,16 @@ class Routers(nn.ModuleDict):
         route = router.current
         weights = None if route.weights is None else route.weights[layout.rows]
         router.current = replace(
-            route, indices=route.indices[layout.rows], weights=weights, layout=layout, _units={}
+            route,
+            indices=route.indices[layout.rows],
+            weights=weights,
+            layout=layout,
+            _units={},
+            kernels={},
+            _host=[],
         )
         self._layout = layout
-        return (x.reshape(-1, x.shape[-1])[layout.rows].view_as(x),), kwargs
+        return (layout.sort(x),), kwargs
 
     def layout_for(
         self, block: nn.Module, x: Tensor, route: Route | PairedRoute, shape: Shape | None
@@ -186,7 +209,7 @@ class Routers(nn.ModuleDict):
             )
         elif kernel in kernels.SORTED:
             kernels.check_sparse(kernel, shape.ranks, route.top_k)
-        if kernel not in kernels.SORTED or not is_token_wise(block):
+        if kernel not in kernels.SORTED or not is_token_wise(block) or decides_inside(block):
             return None
         assert route.indices is not None
         return Layout(route.indices, len(shape.ranks), kernel)
@@ -199,19 +222,50 @@ class Routers(nn.ModuleDict):
         layout, self._layout = self._layout, None
         if layout is None:
             return None
-        return output.reshape(-1, output.shape[-1])[layout.inverse()].view_as(output)
+        return layout.restore(output)
 
 
 def is_token_wise(block: nn.Module) -> bool:
-    """Whether a block treats tokens one by one, as far as its parts tell: linears, norms,
-    activations and what PEFT and this package add to them, and nothing else with parameters."""
-    for module in block.modules():
+    """Whether a block treats tokens one by one, as far as its parts tell: an activation, linears
+    of its own, norms, what PEFT and this package add to them, and nothing else with parameters.
+
+    Attention may be made of linears alone, and be called with nothing but its input: the activation
+    tells an MLP from it.
+    """
+    if not any(isinstance(child, ACTIVATIONS) for child in block.children()):
+        return False
+    for name, module in block.named_modules():
         own = [p for _, p in module.named_parameters(recurse=False)]
-        if not own or isinstance(module, nn.Linear | ExpertBank | Router):
+        if not own or isinstance(module, ExpertBank | Router):
             continue
-        if not (all(p.dim() == 1 for p in own) and "norm" in type(module).__name__.lower()):
+        if isinstance(module, nn.Linear):
+            if "." in name and not hasattr(block.get_submodule(name.split(".")[0]), "base_layer"):
+                return False
+        elif not (all(p.dim() == 1 for p in own) and "norm" in type(module).__name__.lower()):
             return False
     return True
+
+
+def decides_inside(block: nn.Module) -> bool:
+    """Whether linears of the block route by themselves: their records must be in the tokens' own
+    order, which padding and samples are known in."""
+    return any(
+        module.own_router[name] and router.context.enabled
+        for module in block.modules()
+        if isinstance(module, Banks)
+        for name, (router,) in module.routers.items()
+    )
+
+
+def packed_segments(positions: Any, batch: int, length: int) -> Tensor | None:
+    """(B, T) segment ids 1, 2, … of rows that hold several samples, or None.
+
+    As transformers' attention masks, without a mask: a sample ends where positions do not go on.
+    """
+    if not isinstance(positions, Tensor) or positions.shape != (batch, length):
+        return None
+    goes_on = positions[:, 1:] == positions[:, :-1] + 1
+    return 1 + nn.functional.pad((~goes_on).long().cumsum(1), (1, 0))
 
 
 class Passes:
@@ -220,28 +274,48 @@ class Passes:
     def __init__(self, decoder: bool) -> None:
         self.decoder = decoder
         self.contexts: dict[str, RouteContext] = {}
+        self.mask: Tensor | None = None
+        """(B, T) attention mask of the models around the decoder: some (Gemma 3) hand it masks
+        that are made for attention, which do not tell padding."""
 
     def attach(self, root: nn.Module) -> None:
-        root.register_forward_pre_hook(self.before_root, with_kwargs=True)
+        # First, because the root may be a router's scope itself.
+        root.register_forward_pre_hook(self.before_root, with_kwargs=True, prepend=True)
         root.register_forward_hook(self.after_root)
+
+    def before_caller(self, caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
+            self.mask = mask
 
     def before_root(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.decoder:
             for context in self.contexts.values():
                 context.begin_plain()
             return
+        if args:
+            names = inspect.signature(root.forward).parameters
+            kwargs = dict(zip(names, args, strict=False)) | kwargs
         tokens = kwargs.get("inputs_embeds")
         if tokens is None:
-            tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) else None
+            tokens = kwargs.get("input_ids")
+        if tokens is None:  # a module of any kind, called with what it reads
+            tokens = next(iter(kwargs.values()))
+        batch, length = tokens.shape[:2]
+        given = kwargs.get("attention_mask")
         past = kwargs.get("past_key_values")
         decoding = past is not None and past.get_seq_length() > 0
-        batch, length = tokens.shape[:2]
+        mask = given if isinstance(given, Tensor) and given.dim() == 2 else self.mask
+        if mask is not None and len(mask) != batch:
+            mask = None
+        packed = None
+        if given is None and mask is None and not decoding:
+            packed = packed_segments(kwargs.get("position_ids"), batch, length)
         for context in self.contexts.values():
-            context.begin(batch, length, mask, tokens.device, decoding=decoding)
+            context.begin(batch, length, mask, tokens.device, decoding=decoding, packed=packed)
 
     def after_root(self, root: nn.Module, args: Any, output: Any) -> None:
+        self.mask = None
         for context in self.contexts.values():
             context.end()
 
@@ -255,7 +329,4 @@ class Prompts:
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         labels = kwargs.get("labels")
         if isinstance(labels, Tensor) and labels.dim() == 2:
-            supervised = (labels != -100).long().cumsum(1) > 0
-            # A row without a supervised token, or supervised from the start, is all prompt.
-            whole = ~supervised.any(1, keepdim=True) | supervised[:, :1]
-            self.context.provide(prompt_mask=~supervised | whole)
+            self.context.provide(answers=labels != -100)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from llava_mole.errors import CheckpointError
@@ -25,7 +26,17 @@ UNSUPPORTED = {
     "trainable_token_indices": "it trains token embeddings",
     "target_parameters": "it adapts bare parameters",
     "rank_pattern": "ranks differ by module",
+    "fan_in_fan_out": "its weights are transposed",
+    "layer_replication": "it repeats layers",
+    "alora_invocation_tokens": "it acts after these tokens only",
+    "use_qalora": "it pools the input",
+    "use_bdlora": "its matrices are block-diagonal",
+    "arrow_config": "it routes",
+    "kasa_config": "it changes the base",
+    "monteclora_config": "it samples",
 }
+CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Values of init_lora_weights that leave less in the base than there was."""
 
 
 class PlainLora:
@@ -46,6 +57,12 @@ class PlainLora:
                 raise CheckpointError(f"{path}: {key} is set ({why}); it is no plain LoRA")
         if values.get("bias", "none") != "none":
             raise CheckpointError(f"{path}: bias={values['bias']!r}; it is no plain LoRA")
+        start = str(values.get("init_lora_weights")).lower()
+        if start.startswith(CHANGE_THE_BASE):
+            raise CheckpointError(
+                f"{path}: init_lora_weights={values['init_lora_weights']!r} changed the base; save "
+                "it as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)"
+            )
         self.folder = folder
         self.rank = int(values["r"])
         tensors = read_tensors(folder)
@@ -62,10 +79,8 @@ class PlainLora:
             self.factors[linear] = (tensors[name], tensors[linear + B_SUFFIX].float() * scaling)
 
     def scaling(self, values: dict[str, Any], linear: str) -> float:
-        alpha = values["lora_alpha"]
-        for pattern, other in (values.get("alpha_pattern") or {}).items():
-            if linear == pattern or linear.endswith(f".{pattern}"):
-                alpha = other
+        own: dict[str, float] = values.get("alpha_pattern") or {}
+        alpha = float(own.get(get_pattern_key(list(own), linear), values["lora_alpha"]))
         return alpha / (math.sqrt(self.rank) if values.get("use_rslora") else self.rank)
 
 
@@ -132,10 +147,12 @@ def import_loras(
 def fill(
     bank: ExpertBank, factors: list[tuple[Tensor, Tensor]], name: str, loras: list[PlainLora]
 ) -> None:
-    if type(bank) is not ExpertBank or bank.shared_A is not None or bank.frozen_A is not None:
+    whole = bank.ranks == tuple(lora.rank for lora in loras)
+    plain = type(bank) is ExpertBank and bank.shared_A is None and bank.frozen_A is None
+    if not (plain and whole):
         raise CheckpointError(
-            "import_loras: experts of this method are no plain LoRAs (they share A, scale outputs "
-            "or are frozen); choose another method"
+            "import_loras: experts of this method are no plain LoRAs (they share A, scale outputs, "
+            "pair factors or are frozen); choose another method"
         )
     start = 0
     for (A, B), lora in zip(factors, loras, strict=True):

@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
 
 from llava_mole.errors import ConfigError
 from llava_mole.mole.adapters import DEFAULT, STATE, Adapter, RootState, root_states
 from llava_mole.mole.config import ALL_LINEARS, DTYPES, MLP_LINEARS, MoleConfig, Place, at_layer
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.hooks import BANK, ROUTER, Banks, Passes, Prompts, Routers, Shape
+from llava_mole.mole.kernels import SORTED, check_sparse
 
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -27,17 +31,23 @@ def decoder_of(model: Any) -> nn.Module:
 
 
 def root_of(model: nn.Module, config: MoleConfig) -> nn.Module:
-    """Where to look for linears. Raises ConfigError if `config.root` names no module."""
+    """Where to look for linears. Raises ConfigError if `config.root` names no module, or a list."""
     if config.root is None:
         return decoder_of(model)
     try:
-        return model.get_submodule(config.root)
+        root = model.get_submodule(config.root)
     except AttributeError as error:
         names = [name for name, _ in model.named_modules() if name]
         near = difflib.get_close_matches(config.root, names, 3)
         raise ConfigError(
             f"root={config.root!r} names no module of {type(model).__name__}; nearest: {near}"
         ) from error
+    if type(root).forward is nn.Module.forward:
+        raise ConfigError(
+            f"root={config.root!r} is a {type(root).__name__}, which is never called itself: name "
+            "the module that holds it"
+        )
+    return root
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -71,7 +81,8 @@ def find_linears(model: nn.Module, root: nn.Module, config: MoleConfig) -> dict[
     """Name below the root -> linear, for every target.
 
     Raises:
-        ConfigError: a target matches nothing (the nearest names are listed), or no linear.
+        ConfigError: a target matches nothing (the nearest names are listed), or what it matches
+            cannot have experts.
     """
     prefix = next((name for name, module in model.named_modules() if module is root), "")
     prefix = f"{prefix}." if prefix else ""
@@ -82,35 +93,96 @@ def find_linears(model: nn.Module, root: nn.Module, config: MoleConfig) -> dict[
         and ".base_layer" not in name and ".lora_" not in name
     }  # fmt: skip
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    linears = {n: m for n, m in modules.items() if is_linear(m) and m is not head}
     wanted = matcher(config.target_modules)
-    spared = (
-        matcher(config.exclude_modules) if config.exclude_modules else lambda short, whole: False
-    )
-    found = {
+    spared = spare(model, config)
+    meant = {
         name: module
-        for name, module in linears.items()
-        if wanted(name, prefix + name) and not spared(name, prefix + name)
+        for name, module in modules.items()
+        if wanted(name, prefix + name) and not spared(name, prefix + name) and module is not head
     }
-    explain_missing(config, root, modules, linears, found, prefix)
-    if config.layers_to_transform is not None:
-        chosen = set(config.layers_to_transform)
-        numbers = {layer_number(name) for name in found} - {None}
-        missing = sorted(chosen - numbers)
-        if missing:
-            raise ConfigError(
-                f"layers_to_transform={list(config.layers_to_transform)}: no targets in layers "
-                f"{missing}; they are in {sorted(n for n in numbers if n is not None)}"
-            )
-        found = {name: module for name, module in found.items() if layer_number(name) in chosen}
+    meant = in_layers(meant, config)
+    if config.target_modules == MLP_LINEARS:
+        refuse_fused(in_layers(modules, config), prefix)
+    for name, module in meant.items():
+        refuse_unfit(prefix + name, module, config)
+    found = {name: module for name, module in meant.items() if is_linear(module)}
+    explain_missing(config, root, modules, found, prefix)
     return found
+
+
+def spare(model: nn.Module, config: MoleConfig) -> Callable[[str, str], bool]:
+    """Matcher of `exclude_modules`. Raises ConfigError if one of them excludes nothing."""
+    excluded = config.exclude_modules
+    if not excluded:
+        return lambda short, whole: False
+    names = [name for name, _ in model.named_modules() if name]
+    for one in excluded if isinstance(excluded, tuple) else (excluded,):
+        spares = matcher((one,) if isinstance(excluded, tuple) else one)
+        # A regular expression may be written for names below the root.
+        if not any(spares(name[i:], name) for name in names for i in starts(name)):
+            near = difflib.get_close_matches(one, sorted({n.rpartition(".")[2] for n in names}), 3)
+            raise ConfigError(f"exclude_modules: {one!r} matches no module; nearest: {near}")
+    return matcher(excluded)
+
+
+def starts(name: str) -> list[int]:
+    """Where the parts of a dotted name begin."""
+    return [0, *(match.end() for match in re.finditer(r"\.", name))]
+
+
+def in_layers(found: dict[str, nn.Module], config: MoleConfig) -> dict[str, nn.Module]:
+    """Those in `layers_to_transform`. Raises ConfigError for a layer that has none."""
+    if config.layers_to_transform is None:
+        return found
+    chosen = set(config.layers_to_transform)
+    numbers = {n for name in found if (n := layer_number(name)) is not None}
+    missing = sorted(chosen - numbers)
+    if missing and found:
+        raise ConfigError(
+            f"layers_to_transform={list(config.layers_to_transform)}: no targets in layers "
+            f"{missing}; they are in {sorted(numbers)}"
+        )
+    return {name: module for name, module in found.items() if layer_number(name) in chosen}
+
+
+def refuse_fused(modules: dict[str, nn.Module], prefix: str) -> None:
+    """Raises ConfigError where an MLP holds a mixture of its own, all experts in one tensor."""
+    mlps = [name for name in modules if name.rpartition(".")[2] == "mlp"]
+    for mlp in mlps:
+        for name, module in modules.items():
+            if not f"{name}.".startswith(f"{mlp}.") or isinstance(module, _ConvNd):
+                continue
+            for key, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() == 3:
+                    raise ConfigError(
+                        f"{prefix}{mlp} is a mixture of experts already: {key} of "
+                        f"{type(module).__name__} is one tensor {tuple(parameter.shape)} for all "
+                        "of them, and no linear. Name linears instead, such as "
+                        "target_modules=['q_proj', 'v_proj'], or say with layers_to_transform "
+                        "which layers are dense"
+                    )
+
+
+def refuse_unfit(whole: str, module: nn.Module, config: MoleConfig) -> None:
+    """Raises ConfigError for what projects and yet cannot have experts."""
+    kind = type(module)
+    said = f"target_modules={config.target_modules!r}: {whole} is a {kind.__module__}."
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        raise ConfigError(
+            f"{said}{kind.__qualname__}: torch's attention reads its weight without calling it, so "
+            "that experts would never run; leave it out with exclude_modules"
+        )
+    if not is_linear(module) and (isinstance(module, Conv1D) or hasattr(module, "in_features")):
+        raise ConfigError(
+            f"{said}{kind.__qualname__}, not a torch.nn.Linear (or a quantised one derived from "
+            "it); experts need linears: leave it out with exclude_modules"
+        )
 
 
 def explain_missing(
     config: MoleConfig,
     root: nn.Module,
     modules: dict[str, nn.Module],
-    linears: dict[str, nn.Module],
     found: dict[str, nn.Module],
     prefix: str,
 ) -> None:
@@ -122,21 +194,21 @@ def explain_missing(
     missing = [n for n in listed if not any(matcher((n,))(f, prefix + f) for f in found)]
     if found and not missing:
         return
-    meant = matcher(targets)
-    for name, module in modules.items():
-        leaf = not any(True for _ in module.children()) and any(True for _ in module.parameters())
-        if name not in linears and leaf and meant(name, prefix + name):
+    said = f"target_modules={targets!r} matches no linear for {missing or 'any module'} in "
+    said += type(root).__name__
+    for name, parameter in root.named_parameters():
+        if any(f".{name}".endswith(f".{target}") for target in missing):
             raise ConfigError(
-                f"target_modules={targets!r}: {prefix}{name} is a {type(module).__name__}, not a "
-                "torch.nn.Linear (or a quantised one derived from it); experts need linears"
+                f"{said}: {prefix}{name} is a bare parameter {tuple(parameter.shape)}; experts "
+                "need linears"
             )
-    ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
-    near = {name: difflib.get_close_matches(name.rsplit(".", 1)[-1], ends, 3) for name in missing}
+    ends = sorted({name.rpartition(".")[2] for name, m in modules.items() if is_linear(m)})
+    near = {name: difflib.get_close_matches(name.rpartition(".")[2], ends, 3) for name in missing}
     raise ConfigError(
-        f"target_modules={targets!r} matches no linear for {missing or 'any module'} in "
-        f"{type(root).__name__}; its linears are {ends}"
+        f"{said}; its linears are {ends}"
         + (f", nearest: {near}" if any(near.values()) else "")
-        + ". Experts need MLPs made of linears (fused expert tensors are not)."
+        + (f"; excluded were {config.exclude_modules!r}" if config.exclude_modules else "")
+        + (". MLPs are modules named `mlp`: name linears instead" if targets == MLP_LINEARS else "")
     )
 
 
@@ -147,13 +219,20 @@ def layer_number(name: str) -> int | None:
 
 
 def check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
+    taken = hasattr(Banks(), name) or hasattr(Routers(), name)
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or taken:
         raise ConfigError(
-            f"adapter name {name!r}: use letters, digits, '-' and '_', and no method of ModuleDict"
+            f"adapter name {name!r}: use letters, digits, '-' and '_', and no attribute of a "
+            "ModuleDict"
         )
 
 
-def add_experts(model: nn.Module, config: MoleConfig, adapter_name: str = DEFAULT) -> RouteContext:
+def add_experts(
+    model: nn.Module,
+    config: MoleConfig,
+    adapter_name: str = DEFAULT,
+    context: RouteContext | None = None,
+) -> RouteContext:
     """Add experts to `model` in place; at once afterwards it computes what it did before.
 
     Nothing is frozen here: `mark_trainable` trains experts and routers alone. A second adapter
@@ -164,6 +243,7 @@ def add_experts(model: nn.Module, config: MoleConfig, adapter_name: str = DEFAUL
             gets them in its language model only, unless `config.root` says otherwise.
         config: what to add.
         adapter_name: to switch, save and delete it by.
+        context: of an adapter that is built anew, for those who hold it; a new one by default.
 
     Returns:
         The context that routers, losses and statistics share.
@@ -181,14 +261,16 @@ def add_experts(model: nn.Module, config: MoleConfig, adapter_name: str = DEFAUL
         )
     root = root_of(model, config)
     linears = find_linears(model, root, config)
-    context = RouteContext()
+    context = RouteContext() if context is None else context
     layers = 1 + max((layer_number(name) or 0 for name, _ in root.named_modules()), default=0)
     built = []
     for name, linear in linears.items():
         weight = base_weight(linear)
-        built.append((name, linear, config.build_bank(
-            place_of(name, name, linear, config, layers, context, weight.device)
-        )))  # fmt: skip
+        place = place_of(name, name, linear, config, layers, context, weight.device)
+        bank = config.build_bank(place)
+        if bank.kernel in (*SORTED, "gathered"):
+            check_sparse(bank.kernel, bank.ranks, place.top_k)
+        built.append((name, linear, bank))
     scopes: dict[str, list[tuple[str, nn.Module, Any]]] = {}
     for entry in built:
         scope = entry[0] if config.scope == "linear" else entry[0].rpartition(".")[0]
@@ -198,6 +280,12 @@ def add_experts(model: nn.Module, config: MoleConfig, adapter_name: str = DEFAUL
         name, linear, bank = entries[0]
         module = root.get_submodule(scope)
         first = linear
+        if type(module).forward is nn.Module.forward:
+            raise ConfigError(
+                f"{scope} is a {type(module).__name__}, which is never called itself: nothing can "
+                f"decide there for its linears; leave it out with exclude_modules, or choose a "
+                "method with a router per linear, such as mola"
+            )
         if config.scope != "linear":
             first = next(child for child in module.children() if is_linear(child))
         router = config.build_router(
@@ -214,12 +302,14 @@ def add_experts(model: nn.Module, config: MoleConfig, adapter_name: str = DEFAUL
         if not isinstance(holder, Routers):
             holder = Routers()
             holder.attach(module)
+        router.train(module.training)
         holder.put(adapter_name, router, shape, block_scope=config.scope != "linear")
         for _, linear, bank in scopes[scope]:
             banks = linear._modules.get(BANK)
             if not isinstance(banks, Banks):
                 banks = Banks()
                 banks.attach(linear)
+            bank.train(linear.training)
             banks.put(adapter_name, bank, router, own_router=config.scope == "linear")
     register(model, root, Adapter(adapter_name, config, context, root))
     return context
@@ -256,11 +346,25 @@ def place_of(
     return place
 
 
+def callers(model: nn.Module, root: nn.Module) -> list[nn.Module]:
+    """What `root` lies in, from `model` inwards."""
+    path = next((name for name, module in model.named_modules() if module is root), "")
+    parts = path.split(".") if path else []
+    return [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+
+
 def register(model: nn.Module, root: nn.Module, adapter: Adapter) -> None:
     state = root.__dict__.get(STATE)
     if state is None:
-        state = RootState(Passes(decoder=root is decoder_of(model)))
-        state.passes.attach(root)
+        # Samples and padding are the decoder's, also for a root inside it.
+        decoder = decoder_of(model)
+        inside = root is decoder or (
+            hasattr(model, "get_decoder") and any(m is root for m in decoder.modules())
+        )
+        state = RootState(Passes(decoder=inside))
+        state.passes.attach(decoder if inside else root)
+        for caller in callers(model, decoder if inside else root):
+            caller.register_forward_pre_hook(state.passes.before_caller, with_kwargs=True)
         root.__dict__[STATE] = state
     state.adapters[adapter.name] = adapter
     state.passes.contexts[adapter.name] = adapter.context

@@ -89,11 +89,15 @@ def compute(
     """
     name = kernel_of(bank, x, route, out.dtype)
     if not can_overwrite(out):
-        out = out.clone()
-    with torch.autocast(out.device.type, enabled=False):
-        flat = x.reshape(-1, x.shape[-1])
-        if flat.dtype != out.dtype:
-            flat = flat.to(out.dtype)
+        out = out.clone(memory_format=torch.contiguous_format)
+    flat = x.reshape(-1, x.shape[-1])
+    if flat.dtype != out.dtype:
+        flat = flat.to(out.dtype)
+    kind = out.device.type
+    # Leaving autocast costs as much as a product; where it would cast to this dtype it is harmless.
+    if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) == out.dtype:
+        return KERNELS[name](bank, flat, route, out, weight)
+    with torch.autocast(kind, enabled=False):
         return KERNELS[name](bank, flat, route, out, weight)
 
 
@@ -118,14 +122,17 @@ def kernel_of(bank: ExpertBank, x: Tensor, route: Route | PairedRoute, dtype: to
     if route.layout is not None:
         return route.layout.kernel
     if bank.kernel == "auto":
-        return choose(
-            tokens=x.numel() // x.shape[-1],
-            top_k=route.top_k,
-            ranks=bank.ranks,
-            device=x.device,
-            dtype=dtype,
-            sortable=False,
-        )
+        key = (bank.ranks, dtype)
+        if key not in route.kernels:
+            route.kernels[key] = choose(
+                tokens=x.numel() // x.shape[-1],
+                top_k=route.top_k,
+                ranks=bank.ranks,
+                device=x.device,
+                dtype=dtype,
+                sortable=False,
+            )
+        return route.kernels[key]
     if bank.kernel in (*SORTED, "gathered"):
         check_sparse(bank.kernel, bank.ranks, route.top_k)
     return bank.kernel
@@ -315,14 +322,32 @@ def gathered(
 ) -> Tensor:
     """Each token fetches its own experts; nothing else is read."""
     assert route.indices is not None
-    rank = bank.ranks[0]
-    A = bank.A.view(bank.num_experts, rank, -1)[route.indices].to(x.dtype)  # (N, k, r, d)
-    B = bank.B.view(bank.num_experts, rank, -1)[route.indices].to(x.dtype)
-    hidden = torch.einsum("nd,nkrd->nkr", x, A) * bank.scaling
+    if out.device.type == "cpu" and len(x) == 1 and not torch.is_grad_enabled():
+        return _one_token(bank, x, route, out)
+    top_k, rank = route.indices.shape[1], bank.ranks[0]
+    own = route.indices.reshape(-1)
+    A = bank.A.view(bank.num_experts, rank, -1)[own].to(x.dtype)  # (N k, r, d)
+    B = bank.B.view(bank.num_experts, rank, -1)[own].to(x.dtype)
+    rows = x if top_k == 1 else x.repeat_interleave(top_k, dim=0)
+    hidden = torch.bmm(A, rows.unsqueeze(2)) * bank.scaling  # (N k, r, 1)
     if route.weights is not None:
-        hidden = hidden * route.weights.to(x.dtype).unsqueeze(2)
-    delta = torch.einsum("nkr,nkro->no", hidden, B)
+        hidden = hidden * route.weights.reshape(-1, 1, 1).to(x.dtype)
+    delta = torch.bmm(hidden.transpose(1, 2), B).view(len(x), top_k, -1).sum(1)
     return out + delta.view_as(out)
+
+
+def _one_token(bank: ExpertBank, x: Tensor, route: Route, out: Tensor) -> Tensor:
+    """`gathered` for one token on a CPU: its experts are slices, nothing is copied."""
+    A, B, rank = bank.A, bank.B, bank.ranks[0]
+    flat = out.view(1, -1)
+    weights = None if route.weights is None else route.weights[0].tolist()
+    for choice, expert in enumerate(route.chosen_on_host()):
+        units = slice(expert * rank, (expert + 1) * rank)
+        factor = bank.scaling if weights is None else bank.scaling * weights[choice]
+        hidden = F.linear(x, A[units].to(x.dtype)) * factor
+        # A sum of r scaled rows: faster than a product of one row with a matrix.
+        flat.add_((hidden.T * B[units].to(x.dtype)).sum(0))
+    return out
 
 
 def _tiled(bank: ExpertBank, x: Tensor, route: Route, out: Tensor, weight: Tensor | None) -> Tensor:

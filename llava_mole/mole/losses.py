@@ -3,20 +3,22 @@
 Per sample: LLaVA-MoLE's released code averages, per sample, over its attended tokens and pools all
 layers: sum_e mean(onehot_e) * mean(p_e); then it averages over samples. The paper's Eq. 7 writes
 raw counts, which would grow with the square of the length; means do not. No factor E: perfect
-balance gives 1/E. Other methods balance each router by itself and multiply by E
-(`balance_per_router`). Both add up under accumulation, packing and several processes if divided by
-the number of samples of the whole step.
+balance gives 1/E. Other methods balance routers singly, by layer or all together and multiply by
+E (`balance_per_router`). Both add up under accumulation, packing and several processes if divided
+by the number of samples of the whole step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llava_mole.errors import ConfigError
 from llava_mole.mole.context import Record, RouteContext
+from llava_mole.mole.inject import layer_number
 
 
 def sum_by_sample(values: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,12 +76,13 @@ def balance_loss(context: RouteContext, num_samples: Tensor | int | None = None)
     records = [record for record in context.records if record.num_experts > 1]
     if not records:
         return None
-    by_width: dict[int, list[Record]] = {}
+    kinds: dict[tuple[int, int], list[Record]] = {}
     for record in records:
-        by_width.setdefault(record.num_experts, []).append(record)
-    # Layers with different numbers of experts cannot be pooled; each kind counts by its layers.
+        kinds.setdefault((record.num_experts, len(record.probs)), []).append(record)
+    # Layers with different numbers of experts, or of tokens as where a tower merges patches,
+    # cannot be pooled; each kind counts by its layers.
     total = records[0].probs.new_zeros(())
-    for width, group in by_width.items():
+    for (width, _), group in kinds.items():
         probs = torch.stack([record.probs for record in group]).mean(0)
         chosen = torch.stack([record.chosen() for record in group]).mean(0)
         both = means_by_sample(context, torch.cat([probs, chosen], dim=1))
@@ -93,41 +96,54 @@ def balance_per_router(
     num_samples: Tensor | int | None = None,
     *,
     of_weights: bool = False,
+    pool: str = "router",
     reduction: str = "mean",
 ) -> Tensor | None:
-    """E * sum_e f_e P_e of each router, per sample; 1 at perfect balance.
+    """E * sum_e f_e P_e, per sample; 1 at perfect balance.
 
     Args:
         context, num_samples: as `balance_loss`.
         of_weights: f_e is the mean weight of the expert in place of its share of the choices.
-        reduction: over routers, "mean" or "sum".
+        pool: which routers' tokens f and P are taken over: of each "router" by itself, of all in a
+            "layer", or of "all" there are; never of routers that differ in E.
+        reduction: "mean" over routers, or "sum" over pools.
     """
     records = [record for record in context.records if record.num_experts > 1]
     if not records:
         return None
-    losses = []
+    pools: dict[Any, list[Record]] = {}
     for record in records:
-        experts = record.num_experts
-        if of_weights:
-            first = record.route.weights
-            assert first is not None
-        else:
-            first = record.chosen()
-        both = means_by_sample(context, torch.cat([record.probs, first], dim=1))
+        place = {"router": record.name, "layer": layer_number(record.name), "all": None}[pool]
+        pools.setdefault((place, record.num_experts, len(record.probs)), []).append(record)
+    total = records[0].probs.new_zeros(())
+    for (_, experts, _), group in pools.items():
+        probs = torch.stack([record.probs for record in group]).mean(0)
+        first = torch.stack([weights_of(r) if of_weights else r.chosen() for r in group]).mean(0)
+        both = means_by_sample(context, torch.cat([probs, first], dim=1))
         per_sample = experts * (both[:, :experts] * both[:, experts:]).sum(dim=1)
-        losses.append(over_samples(per_sample, num_samples))
-    stacked = torch.stack(losses)
-    return stacked.sum() if reduction == "sum" else stacked.mean()
+        share = 1.0 if reduction == "sum" else len(group) / len(records)
+        total = total + over_samples(per_sample, num_samples) * share
+    return total
+
+
+def weights_of(record: Record) -> Tensor:
+    """(tokens, E) of a dense route."""
+    assert record.route.weights is not None
+    return record.route.weights
 
 
 def auxiliary_losses(
-    model: nn.Module, num_samples: Tensor | int | None = None
+    model: nn.Module,
+    num_samples: Tensor | int | None = None,
+    batch_samples: Tensor | int = 1,
 ) -> dict[str, Tensor]:
     """Weighted auxiliary losses of the last forward pass, by name; empty if there are none.
 
     Args:
         model: with experts; several active adapters' losses of one name add up.
         num_samples: of the whole optimizer step, if the caller accumulates; see `balance_loss`.
+        batch_samples: of this pass. Experts outside of a decoder, as in a vision tower, see no
+            samples: their loss is a pass's, and counts by its share of the step.
 
     Raises:
         ConfigError: the model has no experts, or the pass left no graph to train the routers.
@@ -138,7 +154,10 @@ def auxiliary_losses(
     for adapter in adapters_of(model):
         if not adapter.context.enabled or not adapter.context.records:
             continue
-        losses = adapter.config.losses(adapter.context, num_samples)
+        samples: Any = num_samples
+        if samples is not None and adapter.context.segment_ids is None:
+            samples = torch.as_tensor(samples) / batch_samples
+        losses = adapter.config.losses(adapter.context, samples)
         check_graph(adapter.routers, list(losses.values()))
         for name, loss in losses.items():
             total[name] = total[name] + loss if name in total else loss

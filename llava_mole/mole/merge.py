@@ -7,6 +7,7 @@ from torch import nn
 
 from llava_mole.errors import ConfigError
 from llava_mole.mole.adapters import adapter_of, delete_adapter
+from llava_mole.mole.hooks import PLAIN_TENSORS
 from llava_mole.mole.inject import base_weight
 
 
@@ -29,12 +30,15 @@ def merge(model: nn.Module, name: str | None = None) -> None:
     banks = adapter.banks
     for linear, bank in banks.items():
         weight = base_weight(adapter.root.get_submodule(linear))
-        if not weight.is_floating_point() or weight.shape != (bank.out_features, bank.in_features):
+        plain = type(weight) in PLAIN_TENSORS and weight.is_floating_point()
+        if not plain or weight.shape != (bank.out_features, bank.in_features):
             raise ConfigError(
-                f"cannot merge into {linear}: its weight is {weight.dtype} of shape "
-                f"{tuple(weight.shape)}, quantised; load the base in a floating-point dtype"
+                f"cannot merge into {linear}: its weight is a {type(weight).__name__} of "
+                f"{weight.dtype} and shape {tuple(weight.shape)}, quantised; load the base in a "
+                "floating-point dtype"
             )
     for linear, bank in banks.items():
         weight = base_weight(adapter.root.get_submodule(linear))
-        weight.copy_((weight.float() + bank.delta_weight()).to(weight.dtype))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        weight.copy_((weight.to(wide) + bank.delta_weight()).to(weight.dtype))
     delete_adapter(model, adapter.name)

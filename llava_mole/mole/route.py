@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Route:
     extras: dict[str, Tensor] = field(default_factory=dict)
     layout: Layout | None = None
     _units: dict[tuple, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    kernels: dict[tuple, str] = field(default_factory=dict, repr=False, compare=False)
+    _host: list[int] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def top_k(self) -> int | None:
@@ -63,6 +66,13 @@ class Route:
                 gates = (self.gates(len(ranks), like) * scaling).to(dtype)
                 self._units[key] = spread(gates, ranks)
         return self._units[key]
+
+    def chosen_on_host(self) -> list[int]:
+        """Experts of a single token, for the CPU; read once for all banks of the scope."""
+        assert self.indices is not None
+        if not self._host:
+            self._host.extend(self.indices[0].tolist())
+        return self._host
 
     def chosen(self, num_experts: int) -> Tensor:
         """(tokens, E) 1 / k where an expert is on (its weight is not 0); rows sum to 1."""
@@ -115,6 +125,21 @@ def spread(gates: Tensor, ranks: Sequence[int]) -> Tensor:
     return gates.repeat_interleave(repeats, dim=1, output_size=sum(ranks))
 
 
+class _Permute(torch.autograd.Function):
+    """Rows of (..., D) in another order. Indexing would scatter its gradient, row after row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.reshape(-1, x.shape[-1]).index_select(0, order).view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (inverse,) = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        return flat.index_select(0, inverse).view_as(grad), None, None
+
+
 EXPERTS_PER_TILE = 8
 """A tile of sorted tokens meets about this many experts; see benchmarks/README.md."""
 
@@ -140,13 +165,24 @@ class Layout:
         counts = torch.zeros(num_experts, dtype=torch.int32, device=flat.device)
         counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
         self.ends = counts.cumsum(0, dtype=torch.int32)
+        self._inverse: Tensor | None = None
         self._tiles: list[tuple[int, int, int, int]] | None = None
         self._masks: dict[tuple, list[Tensor]] = {}
 
     def inverse(self) -> Tensor:
         """(A,) where each unsorted assignment went."""
-        inverse = torch.empty_like(self.order)
-        return inverse.scatter_(0, self.order, torch.arange(len(self.order), device=inverse.device))
+        if self._inverse is None:
+            places = torch.arange(len(self.order), device=self.order.device)
+            self._inverse = torch.empty_like(self.order).scatter_(0, self.order, places)
+        return self._inverse
+
+    def sort(self, x: Tensor) -> Tensor:
+        """(..., D) of the tokens, in the order of their experts; k must be 1."""
+        return _Permute.apply(x, self.order, self.inverse())
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Undo `sort`."""
+        return _Permute.apply(x, self.inverse(), self.order)
 
     def tiles(self) -> list[tuple[int, int, int, int]]:
         """(start, stop, first expert, one past the last expert) of tiles of equal length.
@@ -155,7 +191,7 @@ class Layout:
         """
         if self._tiles is None:
             total = len(self.experts)
-            count = max(1, -(-self.num_experts // EXPERTS_PER_TILE))
+            count = max(1, round(self.num_experts / EXPERTS_PER_TILE))
             size = max(1, -(-total // count))
             starts = list(range(0, total, size))
             first = self.experts[starts].tolist()

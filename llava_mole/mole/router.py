@@ -82,12 +82,14 @@ def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
     In bf16, near-ties would flip between a cached decode step and the full sequence.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        if x.dtype == torch.float64:
-            return F.linear(x, weight.double(), None if bias is None else bias.double())
-        if not torch.is_grad_enabled():
-            return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-        return _Float32Linear.apply(x, weight, bias)
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return float32_linear(x, weight, bias)
+    if x.dtype == torch.float64:
+        return F.linear(x, weight.double(), None if bias is None else bias.double())
+    if not torch.is_grad_enabled():
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    return _Float32Linear.apply(x, weight, bias)
 
 
 def gate_weights(chosen: Tensor, gate: str) -> Tensor | None:

@@ -107,17 +107,17 @@ class _Tiled(torch.autograd.Function):
         rank: int,
         scaling: float,
     ) -> Tensor:
-        a, b = A.to(x.dtype), B.to(x.dtype)
         flat = out.view(-1, out.shape[-1])
         hiddens = []
         masks = layout.masks(rank, scaling, x.dtype)
         for (start, stop, low, high), mask in zip(layout.tiles(), masks, strict=True):
             units = slice(low * rank, high * rank)
-            hidden = torch.mm(x[start:stop], a[units].T).mul_(mask)
+            # Cast by the tile: what is read once stays in the cache.
+            hidden = torch.mm(x[start:stop], A[units].to(x.dtype).T).mul_(mask)
             hiddens.append(hidden)
             if gate is not None:
                 hidden = hidden * gate[start:stop, None].to(x.dtype)
-            flat[start:stop].addmm_(hidden, b[units])
+            flat[start:stop].addmm_(hidden, B[units].to(x.dtype))
         ctx.save_for_backward(x, weight, A, B, gate, *hiddens)
         ctx.layout, ctx.rank, ctx.scaling = layout, rank, scaling
         ctx.mark_dirty(out)
@@ -128,7 +128,6 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, A, B, gate, *hiddens = ctx.saved_tensors
         rank, layout = ctx.rank, ctx.layout
-        a, b = A.to(x.dtype), B.to(x.dtype)
         flat = grad.reshape(-1, grad.shape[-1])
         needs = ctx.needs_input_grad
         grad_A = _Rows(A) if needs[3] else None
@@ -143,7 +142,7 @@ class _Tiled(torch.autograd.Function):
         ):
             units = slice(low * rank, high * rank)
             g = flat[start:stop]
-            grad_hidden = torch.mm(g, b[units].T)
+            grad_hidden = torch.mm(g, B[units].to(x.dtype).T)
             if grad_gate is not None:  # `hidden` is masked and scaled already
                 grad_gate[start:stop] = (grad_hidden * hidden).to(gate.dtype).sum(1)
             if gate is not None:
@@ -154,10 +153,12 @@ class _Tiled(torch.autograd.Function):
                 grad_B.add_product(units, hidden.T, g)
             if grad_A is not None:
                 grad_A.add_product(units, grad_hidden.T, x[start:stop])
-            if grad_x is not None and weight is None:
-                torch.mm(grad_hidden, a[units], out=grad_x[start:stop])
-            elif grad_x is not None:
-                grad_x[start:stop].addmm_(grad_hidden, a[units])
+            if grad_x is not None:
+                a = A[units].to(x.dtype)
+                if weight is None:
+                    torch.mm(grad_hidden, a, out=grad_x[start:stop])
+                else:
+                    grad_x[start:stop].addmm_(grad_hidden, a)
         return (
             grad if weight is None else None,
             grad_x,

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from llava_mole.mole.adapters import adapter_of, mole_context
+from llava_mole.mole.context import Record, RouteContext
 from llava_mole.mole.losses import sum_by_sample
+from llava_mole.mole.route import PairedRoute
 
 
 @torch.no_grad()
@@ -18,20 +20,32 @@ def samples_by_expert(model: nn.Module, name: str | None = None) -> Tensor:
     Returns:
         (S, E), rows sum to 1; samples in order of rows, then branches. A branch counts the prefix
         that it shares. Padding counts for nothing. E is that of the layer with most experts; a
-        layer with fewer adds nothing to the others. (0, 0) if nothing was recorded.
+        layer with fewer adds nothing to the others. Where nothing ever chooses (MultiLoRA), all
+        are used alike. (0, 0) if nothing was recorded.
     """
     context, _ = mole_context(model, name)
     if not context.records:
         return torch.zeros(0, 0)
     experts = max(record.num_experts for record in context.records)
-    chosen = sum(
-        torch.nn.functional.pad(record.chosen(), (0, experts - record.num_experts))
-        for record in context.records
-    )
-    assert isinstance(chosen, Tensor)
-    chosen = chosen / len(context.records)
-    sums, counts = sum_by_sample(chosen, context.segments_of(len(chosen), chosen.device))
-    return sums / counts.unsqueeze(1)
+    by_tokens: dict[int, Tensor] = {}  # a tower may merge patches on the way
+    for record in context.records:
+        use = use_of(record, context)
+        use = torch.nn.functional.pad(use, (0, experts - record.num_experts))
+        by_tokens[len(use)] = by_tokens[len(use)] + use if len(use) in by_tokens else use
+    shares = []
+    for use in by_tokens.values():
+        sums, counts = sum_by_sample(use, context.segments_of(len(use), use.device))
+        shares.append(sums / counts.unsqueeze(1))
+    return torch.stack(shares).sum(0) / len(context.records)
+
+
+def use_of(record: Record, context: RouteContext) -> Tensor:
+    """(tokens, E), rows sum to 1."""
+    if record.route.probs is not None:
+        return record.chosen()
+    segments = torch.zeros(1, 1) if context.segment_ids is None else context.segment_ids
+    share = torch.full((1, record.num_experts), 1 / record.num_experts, device=segments.device)
+    return share.expand(segments.numel(), -1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,9 @@ def route_statistics(model: nn.Module, name: str | None = None) -> list[RouterUs
         real = (context.segments_of(len(chosen), chosen.device) >= 0).reshape(-1)
         load = chosen[real].mean(0)
         probs = record.probs
-        importance = probs[real].mean(0) if len(probs) == len(real) else probs.mean(0)
+        if isinstance(record.route, PairedRoute):  # one choice for all tokens of a sequence
+            probs = probs[record.route.sequence]
+        importance = probs[real].mean(0)
         entropy = -(load * load.clamp(min=1e-12).log()).sum()
         scale = torch.log(torch.tensor(float(record.num_experts)))
         share = float(entropy / scale) if record.num_experts > 1 else 0.0

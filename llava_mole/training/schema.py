@@ -237,6 +237,17 @@ def cross_checks(recipe: Recipe) -> list[str]:
                 f"{path}.share_prefix=true: with Parrot on (from this stage or an earlier one) "
                 "visual tokens depend on the question; set share_prefix: false"
             )
+        experts = recipe.model.experts
+        if (
+            stage.kind == "language"
+            and stage.share_prefix
+            and experts is not None
+            and experts.prefix_depends_on_question
+        ):
+            problems.append(
+                f"{path}.share_prefix=true: experts of method {experts.method} depend on the "
+                "question; set share_prefix: false"
+            )
         problems += unread_keys(stage, path)
         problems += check_start(recipe, index, path)
         problems += check_weights(stage.kind_weights or {}, f"{path}.kind_weights")

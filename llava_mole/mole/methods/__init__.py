@@ -1,8 +1,7 @@
 """Published mixtures of LoRA experts, one short file each: a router, a bank, a loss.
 
 Each file can be held beside its paper: formula, published defaults, where paper and released code
-differ (a named option each), what could be verified and what not. `docs` of all in one table:
-docs/methods.md.
+differ (a named option each), what could be verified and what not. All in one table: docs/mole.md.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place
 from llava_mole.mole.inject import add_experts
 from llava_mole.mole.kernels import sum_units
 from llava_mole.mole.losses import means_by_sample, over_samples
-from llava_mole.mole.route import Route
+from llava_mole.mole.route import Route, spread
 from llava_mole.mole.router import Router
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class AmLora(MoleConfig):
 
     def problems(self) -> list[str]:
         problems = super().problems() + self.not_among("mix", ("softmax", "sigmoid"))
-        problems += self.below("l1_coef")
+        problems += self.below("l1_coef") + self.one_rank("a task appended later has r as well")
         if not isinstance(self.num_experts, int):
             problems.append(f"num_experts={self.num_experts!r}: one number of tasks for all layers")
         return problems
@@ -90,6 +90,10 @@ class AmLora(MoleConfig):
         mass = torch.stack([record.route.extras["mass"] for record in context.records]).mean(0)
         per_sample = means_by_sample(context, mass.unsqueeze(1)).squeeze(1)
         return {"l1": self.l1_coef * over_samples(per_sample, num_samples)}
+
+    def routers_learn(self) -> bool:
+        # The softmax of one score is 1.
+        return self.num_experts != 1 or self.mix == "sigmoid" or self.l1_coef > 0
 
     def refuses_merge(self) -> str | None:
         if self.num_experts == 1 and self.mix == "softmax":
@@ -125,14 +129,17 @@ class OutputRouter(Router):
         with torch.autocast(x.device.type, enabled=False):
             wide = torch.float64 if x.dtype == torch.float64 else torch.float32
             hidden = F.linear(x.to(wide), bank.A.to(wide))  # (N, R)
-            own = self.weight.to(wide).repeat_interleave(
-                torch.tensor(bank.ranks, device=x.device), 0, output_size=sum(bank.ranks)
-            )
+            own = spread(self.weight.to(wide).T, bank.ranks).T
             keys = bank.scaling * (bank.B.to(wide) * own).sum(1)  # (R,)
             scores = sum_units(hidden * keys, bank.ranks) + self.bias.to(wide)
         mass = scores.sigmoid()
         weights = scores.softmax(1) if self.mix == "softmax" else mass
         return Route(None, weights, weights, {"mass": mass.sum(1)})
+
+
+def plain_name(name: str) -> str:
+    """Of a linear, whether or not PEFT has wrapped it since its experts were added."""
+    return name.replace(".base_layer", "")
 
 
 @torch.no_grad()
@@ -149,18 +156,18 @@ def append_task(model: nn.Module, name: str | None = None) -> None:
     config = adapter.config
     if not isinstance(config, AmLora) or not isinstance(config.num_experts, int):
         raise ConfigError(f"append_task is for method 'amlora', these experts are {config.method}")
-    banks, routers = adapter.banks, {router.name: router for router in adapter.routers}
-    enabled = adapter.context.enabled
+    banks = {plain_name(name): bank for name, bank in adapter.banks.items()}
+    routers = {plain_name(router.name): router for router in adapter.routers}
     delete_adapter(model, adapter.name)
-    context = add_experts(model, replace(config, num_experts=config.num_experts + 1), adapter.name)
-    context.enabled = enabled
+    grown_config = replace(config, num_experts=config.num_experts + 1)
+    add_experts(model, grown_config, adapter.name, adapter.context)
     grown = adapter_of(model, adapter.name)
     for linear, bank in grown.banks.items():
         assert bank.frozen_A is not None
         assert bank.frozen_B is not None
-        bank.frozen_A.copy_(banks[linear].A)
-        bank.frozen_B.copy_(banks[linear].B)
+        bank.frozen_A.copy_(banks[plain_name(linear)].A)
+        bank.frozen_B.copy_(banks[plain_name(linear)].B)
     for router in grown.routers:
-        before: Any = routers[router.name]
+        before: Any = routers[plain_name(router.name)]
         router.weight[:-1] = before.weight  # type: ignore[operator]
         router.bias[:-1] = before.bias  # type: ignore[operator]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from llava_mole.errors import ConfigError
 from llava_mole.mole.bank import ExpertBank
-from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place
+from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place, largest
 from llava_mole.mole.context import SHARED_PREFIX, RouteContext
 from llava_mole.mole.route import PairedRoute
 from llava_mole.mole.router import Router, float32_linear
@@ -59,7 +59,7 @@ class ConditionalMixLora(MoleConfig):
 
     def problems(self) -> list[str]:
         problems = super().problems() + self.not_among("gate", GATES)
-        problems += self.below("ifs_weight")
+        problems += self.below("ifs_weight") + self.one_rank("factors are of rank 1")
         if self.kernel not in ("auto", "masked", "reference"):
             problems.append(
                 f"kernel={self.kernel!r}: cannot pair rank units of A and B; allowed are auto, "
@@ -94,7 +94,9 @@ class ConditionalMixLora(MoleConfig):
         )
 
     def routers_learn(self) -> bool:
-        return self.gate != "none"
+        # With one pair of factors, "scaled" is s / s.
+        learns = self.gate == "straight_through" or (self.gate == "scaled" and largest(self.r) > 1)
+        return learns and largest(self.num_experts) > 1
 
     def refuses_merge(self) -> str | None:
         return "each sequence puts together its own LoRA"
@@ -149,6 +151,7 @@ class FactorRouter(Router):
                 weights = self.chosen * scores / scores.sum(1, keepdim=True)
             else:
                 weights = 1 + scores - scores.detach()
+        probs_b = probs_b / (1 + self.ifs_weight)  # of two softmaxes: sums to 1 again
         route = PairedRoute(sequence, units_a, units_b, weights, probs_b)
         kept = None if weights is None else weights.detach()
         self.prefill = PairedRoute(sequence, units_a, units_b, kept, probs_b.detach())
@@ -192,6 +195,8 @@ def sequences(context: RouteContext, tokens: int, device: torch.device) -> tuple
     if count == 2:  # a prefix and its only branch are one sequence
         branch = torch.zeros_like(branch)
         count = 1
+    else:
+        branch = branch.masked_fill((segments == SHARED_PREFIX).any(1, keepdim=True), 0)
     return (row * count + branch).reshape(-1), segments.shape[0] * count
 
 

@@ -9,8 +9,8 @@
         (1 - E^(1 - q)) / (q - 1), where q_e = p_e + eps
 
 One router per linear of the MLP. Loss (released code): 0.01 * mean S + 0.001 * E * sum_e
-mean(p * mask)_e mean(p)_e, with weights in place of counts. The code averages S over padding too;
-here both terms are per sample over its attended tokens.
+mean(p * mask)_e mean(p)_e, with weights in place of counts, all routers pooled. The code averages S
+over padding too; here both terms are per sample over its attended tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from llava_mole.mole.config import MoleConfig, PerLayer, Place
+from llava_mole.mole.config import MoleConfig, PerLayer, Place, largest
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.losses import balance_per_router, means_by_sample, over_samples
 from llava_mole.mole.route import Route
@@ -110,10 +110,13 @@ class DynMole(MoleConfig):
             mean = means_by_sample(context, entropies.unsqueeze(1)).squeeze(1)
             losses["entropy"] = self.entropy_coef * over_samples(mean, num_samples)
         if records and self.balance_coef:
-            balance = balance_per_router(context, num_samples, of_weights=True)
+            balance = balance_per_router(context, num_samples, of_weights=True, pool="all")
             assert balance is not None
             losses["balance"] = self.balance_coef * balance
         return losses
+
+    def routers_learn(self) -> bool:
+        return largest(self.num_experts) > 1
 
 
 class EntropyRouter(LinearRouter):
@@ -154,7 +157,8 @@ class EntropyRouter(LinearRouter):
         with torch.no_grad():
             falling, order = probs.sort(dim=1, descending=True)
             on = falling.cumsum(1) <= self.top_p
-            on[:, : self.keep_top_k] = True
+            on[:, : self.keep_top_k].fill_(True)
             mask = torch.zeros_like(on).scatter(1, order, on)
-            mask |= (entropy > self.threshold).unsqueeze(1)
+            if self.threshold < 1:  # eps lifts the entropy of a flat token above 1
+                mask |= (entropy > self.threshold).unsqueeze(1)
         return Route(None, probs * mask, probs, {"entropy": entropy})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llava_mole.mole.bank import ExpertBank
-from llava_mole.mole.config import MoleConfig, PerLayer, Place
+from llava_mole.mole.config import MoleConfig, PerLayer, Place, largest
 from llava_mole.mole.router import LinearRouter
 
 
@@ -28,6 +28,9 @@ class HydraLora(MoleConfig):
 
     scope: ClassVar[str] = "linear"
     rule: ClassVar[str] = "all experts, softmax(W x), per linear; experts share A"
+
+    def problems(self) -> list[str]:
+        return [*super().problems(), *self.one_rank("the experts share A")]
 
     def build_bank(self, place: Place) -> ExpertBank:
         return ExpertBank(
@@ -53,6 +56,9 @@ class HydraLora(MoleConfig):
             context=place.context,
             device=place.device,
         )
+
+    def routers_learn(self) -> bool:
+        return largest(self.num_experts) > 1
 
     def refuses_merge(self) -> str | None:
         return None if self.num_experts == 1 else "each token weights the experts its own way"

@@ -71,6 +71,3 @@ class LlavaMole(MoleConfig):
     def routers_learn(self) -> bool:
         gated = self.gate != "none" or self.routing == "dense"
         return self.num_experts != 1 and (self.balance_coef > 0 or gated)
-
-    def refuses_merge(self) -> str | None:
-        return None if self.num_experts == 1 and self.gate != "scaled" else super().refuses_merge()

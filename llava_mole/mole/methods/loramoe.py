@@ -5,13 +5,16 @@
 On the linears of the MLP, 8 experts of rank 4. Its "localised balance" loss wants one half of the
 experts for one type of sample, the other for the other: the expert's mass on a sample is
 multiplied by 1 + delta where the types agree and by 1 - delta where not, and the dispersion of all
-these numbers over the batch is the loss. The released configuration gives it weight 0. Types come
-in with `mole_context(model)[0].provide(sample_types=...)`, 0 or 1 per row; without them every
-factor is 1.
+these numbers over the batch, summed over linears, is the loss. The released configuration gives it
+weight 0. Types come in with `mole_context(model)[0].provide(sample_types=...)`, per row 1 (the
+first half of the experts) or 0 (the second), as in the released code; without them every factor
+is 1.
 
-`dispersion: "cv_squared"` is the released code's, variance / mean^2; `"variance_over_mean"` is how
-we remember the paper's equation (not verified). It is a statistic of a batch: under accumulation
-the micro-batches' values are averaged, which is not the value of the whole.
+`dispersion: "cv_squared"` is the released code's, unbiased variance / mean^2;
+`"variance_over_mean"` is how we remember the paper's equation (not verified). The code takes an
+expert's mass as a sum over all tokens, padding too; here it is the mean over a sample's attended
+tokens, so that longer samples do not count as dispersion. It is a statistic of a batch: under
+accumulation the micro-batches' values are averaged, which is not the value of the whole.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from llava_mole.errors import ConfigError
-from llava_mole.mole.config import MoleConfig, PerLayer, Place
+from llava_mole.mole.config import MoleConfig, PerLayer, Place, largest
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.losses import means_by_sample
 from llava_mole.mole.router import LinearRouter
@@ -76,7 +79,10 @@ class LoraMoe(MoleConfig):
             values.append(dispersion(mass * factors.to(mass), self.dispersion))
             samples = len(mass)
         share = 1.0 if num_samples is None else samples / num_samples
-        return {"balance": self.balance_coef * torch.stack(values).mean() * share}
+        return {"balance": self.balance_coef * torch.stack(values).sum() * share}
+
+    def routers_learn(self) -> bool:
+        return largest(self.num_experts) > 1
 
     def refuses_merge(self) -> str | None:
         return None if self.num_experts == 1 else "each token weights the experts its own way"
@@ -90,12 +96,11 @@ def type_factors(context: RouteContext, samples: int, experts: int, delta: float
         raise ConfigError(
             f"sample_types of shape {tuple(context.sample_types.shape)} for {samples} samples"
         )
-    of_expert = (torch.arange(experts) >= experts // 2).long()
+    of_expert = (torch.arange(experts) < experts // 2).long()
     same = context.sample_types.cpu()[:, None] == of_expert
     return torch.where(same, 1 + delta, 1 - delta)
 
 
 def dispersion(values: Tensor, kind: str) -> Tensor:
     mean = values.mean()
-    variance = (values - mean).square().mean()
-    return variance / (mean**2 if kind == "cv_squared" else mean)
+    return values.var() / (mean**2 if kind == "cv_squared" else mean)

@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from llava_mole.mole.bank import ExpertBank
-from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place, at_layer
+from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place, at_layer, largest
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.losses import balance_per_router
 from llava_mole.mole.router import LinearRouter
@@ -44,6 +44,7 @@ class MaLora(MoleConfig):
 
     def problems(self) -> list[str]:
         problems = [*super().problems(), *self.below("balance_coef")]
+        problems += self.one_rank("the experts of this method are of one rank")
         for key in ("shared_r", "top_k"):
             problems += self.not_whole(key)
         return problems
@@ -81,5 +82,7 @@ class MaLora(MoleConfig):
         loss = balance_per_router(context, num_samples)
         return {} if loss is None else {"balance": self.balance_coef * loss}
 
-    def refuses_merge(self) -> str | None:
-        return None if self.num_experts == 1 else super().refuses_merge()
+    def routers_learn(self) -> bool:
+        # A single chosen expert's weight is p / p.
+        weighted = largest(self.top_k) > 1
+        return largest(self.num_experts) > 1 and (weighted or self.balance_coef > 0)

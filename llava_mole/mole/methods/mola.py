@@ -6,8 +6,8 @@ One router per linear, on all projections of attention and MLP. The released REA
 experts to the four quarters of the layers ("inverted triangle"); the NAACL 2025 text prefers more
 in the middle, so the allocation is a free list (`num_experts`).
 
-Loss: E * sum_e f_e P_e per router with f over the k * T choices, summed over routers, weight 0.001
-(released code, where it is optional). Here per sample, then averaged, so that it adds up.
+Loss: E * sum_e f_e P_e per layer, f over the choices of all its linears, summed over layers, weight
+0.001 (released code, where it is optional). Here per sample, then averaged, so that it adds up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place, at_layer
+from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place, at_layer, largest
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.losses import balance_per_router
 from llava_mole.mole.router import LinearRouter
@@ -36,7 +36,7 @@ class MoLA(MoleConfig):
     top_k: PerLayer = 2
     """Experts per token; a list as `num_experts`."""
     balance_coef: float = 0.001
-    """Weight of the balance loss, summed over routers; 0 switches it off."""
+    """Weight of the balance loss, summed over layers; 0 switches it off."""
 
     scope: ClassVar[str] = "linear"
     rule: ClassVar[str] = "top-k of softmax(W x), renormalised, per linear; E differs by layer"
@@ -61,8 +61,10 @@ class MoLA(MoleConfig):
     def losses(self, context: RouteContext, num_samples: Tensor | int | None) -> dict[str, Tensor]:
         if not self.balance_coef:
             return {}
-        loss = balance_per_router(context, num_samples, reduction="sum")
+        loss = balance_per_router(context, num_samples, pool="layer", reduction="sum")
         return {} if loss is None else {"balance": self.balance_coef * loss}
 
-    def refuses_merge(self) -> str | None:
-        return None if self.num_experts == 1 else super().refuses_merge()
+    def routers_learn(self) -> bool:
+        # A single chosen expert's weight is p / p.
+        weighted = largest(self.top_k) > 1
+        return largest(self.num_experts) > 1 and (weighted or self.balance_coef > 0)

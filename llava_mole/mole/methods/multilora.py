@@ -2,9 +2,10 @@
 
     y = W0 x + (alpha / r) sum_e c_e * (B_e A_e x)        c_e: (d_out,), starts at 0
 
-There is no router, so the experts merge into the weights exactly. B starts as A does, not at 0: at
-step 0 only c has a gradient. The shape of c (a vector), its start and n = 3 are from memory of the
-paper; the parameters it adds (+2.5 %) are from its abstract.
+There is no router, so the experts merge into the weights exactly. B does not start at 0 but as any
+matrix that reads r units, within 1 / sqrt(r): at step 0 only c has a gradient. The shape of c (a
+vector), its start and n = 3 are from memory of the paper; the parameters it adds (+2.5 %) are from
+its abstract.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place
-from llava_mole.mole.route import Route
+from llava_mole.mole.route import Route, spread
 from llava_mole.mole.router import Router
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class MultiLora(MoleConfig):
     def build_router(self, place: Place) -> ConstantRouter:
         return ConstantRouter(place.num_experts, place.context)
 
+    def routers_learn(self) -> bool:
+        return False  # there are none
+
     def refuses_merge(self) -> str | None:
         return None
 
@@ -79,10 +83,9 @@ class ScaledBank(ExpertBank):
                 len(self.ranks), out_features, dtype=self.lora_B.dtype, device=self.lora_B.device
             )
         )
-        nn.init.kaiming_uniform_(self.lora_B, a=math.sqrt(5))
+        for block in self.lora_B.detach().split(list(self.ranks)):
+            nn.init.kaiming_uniform_(block.T, a=math.sqrt(5))  # (d_out, r_e)
 
     @property
     def B(self) -> Tensor:
-        repeats = torch.tensor(self.ranks, device=self.lora_B.device)
-        scale = self.output_scale.repeat_interleave(repeats, 0, output_size=sum(self.ranks))
-        return self.lora_B * scale
+        return self.lora_B * spread(self.output_scale.T, self.ranks).T

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place, at_layer
+from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place, at_layer, largest
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.route import Route
 from llava_mole.mole.router import Router, float32_linear
@@ -66,6 +66,9 @@ class SMoRA(MoleConfig):
     def scaling_at(self, place: Place) -> float:
         assert place.top_k is not None
         return self.lora_alpha / (place.top_k * place.r)
+
+    def routers_learn(self) -> bool:
+        return largest(self.top_k) > 1  # a single chosen unit's gate is z / z
 
     def build_router(self, place: Place) -> UnitRouter:
         assert place.top_k is not None
