@@ -11,9 +11,10 @@ to PEFT's LoRA of the same rank, modules, adapter dtype and autocast are what co
 checked before it is timed: B is not zero, its output equals that of the `reference` kernel, and
 every expert that a token chose has a gradient. Run it on an otherwise idle machine.
 
-Arms: `base` no adapter; `peft` LoRA; `E4` and so on our experts with kernel auto; `E4-masked` with
-a named kernel; `E4-loop` a dense loop over all experts and `E4-gather` a loop that gathers each
-expert's tokens, which is what public code does.
+Arms: `base` no adapter; `peft` LoRA in the dtype at hand; `peft-default` LoRA as PEFT makes it on a
+bf16 base, float32 and without autocast; `E4` and so on our experts with kernel auto; `E4-masked`
+with a named kernel; `E4-loop` a dense loop over all experts and `E4-gather` a loop that gathers
+each expert's tokens, which is what public code does.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 9, "num_key_value_heads": 3,
     },
 }  # fmt: skip
+PEFT = ("peft", "peft-default")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -156,7 +158,9 @@ class Arm:
         self.name = name
         self.experts, self.kind = parse(name)
         self.model: Any = model
-        if self.kind == "peft":
+        if self.kind == "peft-default":
+            dtype = torch.float32
+        if self.kind in PEFT:
             lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
             self.model = get_peft_model(model, lora, autocast_adapter_dtype=False)
             for key, parameter in self.model.named_parameters():
@@ -200,7 +204,7 @@ class Arm:
         loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
         if self.kind in ("loop", "gather"):
             return loss + loop_balance(self.model)
-        if self.kind != "peft":
+        if self.kind not in PEFT:
             return loss + sum(auxiliary_losses(self.model).values())
         return loss
 
@@ -217,7 +221,7 @@ class Arm:
         grads = {k: p.grad for k, p in self.model.named_parameters() if p.requires_grad}
         empty = [key for key, grad in grads.items() if grad is None or not bool(grad.any())]
         note = ""
-        if self.kind in ("base", "peft"):
+        if self.kind in ("base", *PEFT):
             if empty:
                 raise RuntimeError(f"{self.name}: no gradient for {empty[0]}")
         elif self.kind in ("loop", "gather"):
@@ -284,7 +288,7 @@ def reference(model: nn.Module) -> Iterator[None]:
 
 def parse(name: str) -> tuple[int, str]:
     """ "E16-tiled" -> (16, "tiled"); "E16" -> (16, "auto"); "peft" -> (0, "peft")."""
-    if name in ("base", "peft"):
+    if name in ("base", *PEFT):
         return 0, name
     head, _, kind = name.partition("-")
     if not head.startswith("E") or not head[1:].isdigit():
@@ -295,9 +299,9 @@ def parse(name: str) -> tuple[int, str]:
 # ---------------------------------------------------------------------- what is timed
 
 
-def autocast_for(adapter_dtype: str) -> Callable[[], Any]:
-    """float32 adapters compute in bf16 under autocast, all arms alike."""
-    if adapter_dtype == "float32":
+def autocast_for(adapter_dtype: str, arm: str = "") -> Callable[[], Any]:
+    """float32 adapters compute in bf16 under autocast, all arms alike but PEFT's default."""
+    if adapter_dtype == "float32" and arm != "peft-default":
         return lambda: torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext
 
@@ -316,16 +320,17 @@ def rounds(functions: dict[str, Callable[[Any], Any]], inputs: list[Any]) -> dic
 
 
 def time_step(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
-    context = autocast_for(dtype)
     generator = torch.Generator().manual_seed(2)
     arms, notes = {}, {}
     ids = new_ids(options, generator)
     for name in options.arms:
         arms[name] = Arm(name, base_model(options.size, options.vocabulary), DTYPES[dtype])
-        notes[name] = arms[name].check(ids, context)
+        notes[name] = arms[name].check(ids, autocast_for(dtype, name))
         print(f"  {name}: {arms[name].trained:,} trained {notes[name]}", file=sys.stderr)
 
     def run(arm: Arm) -> Callable[[Any], None]:
+        context = autocast_for(dtype, arm.name)
+
         def call(ids: Tensor) -> None:
             with context():
                 arm.step(ids)

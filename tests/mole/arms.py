@@ -41,7 +41,7 @@ class Arm:
         losses: the auxiliary losses that it reports, with the coefficients in `options`.
         single: further options that make it a plain LoRA of rank 4, or None if nothing does.
         tasks: of AM-LoRA; all but the last are appended to and frozen.
-        extensive: a loss is a statistic of the batch, so that micro-batches do not add up to it.
+        extensive: micro-batches' losses add up to the whole batch's; not so a statistic of a batch.
     """
 
     options: dict[str, Any]
@@ -227,11 +227,12 @@ def prompt(model: nn.Module, length: int, rows: int, total: int) -> None:
 # ---------------------------------------------------------------------- results
 
 
-def step(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def step(model: Any, inputs: dict[str, Tensor], autocast: bool = False) -> dict[str, Tensor]:
     """Logits, losses and every gradient of one training step, by name."""
     model.zero_grad(set_to_none=True)
-    out = model(**inputs)
-    losses = auxiliary_losses(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = model(**inputs)
+        losses = auxiliary_losses(model)
     (out.loss + sum(losses.values())).backward()
     found = {"logits": out.logits, "loss": out.loss, **losses}
     return {name: value.detach() for name, value in found.items()} | gradients(model)

@@ -4,6 +4,7 @@ See `arms.py` for the methods, and `test_every_method.py` for the rest.
 """
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -447,6 +448,20 @@ def test_whatever_trains_has_the_right_gradient(name: str, trained: str) -> None
     assert_steps_agree(make, ARMS[name].kernels if name == "llava_mole" else ["auto"])
 
 
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_with_dropout_kernels_agree_in_training_and_in_eval_mode(name: str) -> None:
+    """Those that keep the order of the tokens: dropout draws in it."""
+
+    def make(kernel: str, training: bool) -> Any:
+        model = train_inputs(build(name, kernel=kernel, lora_dropout=0.5).train(training))
+        torch.manual_seed(9)
+        return model
+
+    kernels = [kernel for kernel in ("masked", "gathered") if kernel in ARMS[name].kernels]
+    for training in (True, False):
+        assert_steps_agree(functools.partial(make, training=training), kernels)
+
+
 # ---------------------------------------------------------------------- precision and tiny inputs
 
 
@@ -459,17 +474,13 @@ def test_under_autocast_kernels_agree_and_training_lowers_the_loss(name: str) ->
     for kernel in kernels:
         model = build(name, kernel=kernel, **place).train()
         train_inputs(model)
-        with torch.autocast("cpu", torch.bfloat16):
-            found.append(step(model, batch("right")))
+        found.append(step(model, batch("right"), autocast=True))
     for results in found[1:]:
         # Parts of up to six experts rounded to 8 bits, in hidden units and again in the output.
         assert_near(results, found[0], 2**-5)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for _ in range(6):
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(model(**batch("right")).loss)
-            (losses[-1] + sum(auxiliary_losses(model).values())).backward()
+        losses.append(step(model, batch("right"), autocast=True)["loss"])
         optimizer.step()
         router_step(model)
     assert all(p.isfinite().all() for p in model.parameters())
@@ -487,8 +498,7 @@ def test_a_model_cast_as_a_whole_still_trains(name: str, dtype: torch.dtype) -> 
 def tiny_step(model: Any, ids: Tensor) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     logits = model(ids).logits
-    losses = {} if ids.numel() == 1 else auxiliary_losses(model)
-    (logits.sin().sum() + sum(losses.values())).backward()
+    (logits.sin().sum() + sum(auxiliary_losses(model).values())).backward()
     return {"logits": logits.detach()} | gradients(model)
 
 
@@ -513,9 +523,6 @@ def test_experts_that_are_never_chosen_have_zero_gradients(name: str) -> None:
         with torch.no_grad():
             for parameter in router_parameters(model).values():
                 parameter.zero_()
-            for buffer in model.buffers():
-                if buffer.shape == (6,):  # SMoRA's: units 2 and 4
-                    buffer.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0, 0.0]))
         return model
 
     expected = step(make("reference"), batch())
@@ -556,13 +563,13 @@ NO_READING = [
 class NothingReadOnTheHost(TorchDispatchMode):
     """Refuses what would make a GPU wait: values or shapes that depend on values, and literals."""
 
-    READING = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "equal")
+    READING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "lift_fresh")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.partition(".")[0]
         by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
         assert not by_mask, "indexed by a mask"
-        assert name.lstrip("_") not in {reading.lstrip("_") for reading in self.READING}, name
+        assert name not in self.READING, name
         return func(*args, **(kwargs or {}))
 
 
@@ -591,6 +598,9 @@ def test_a_block_reads_no_value_on_the_host(name: str, kernel: str) -> None:
 def test_on_cuda_a_block_does_not_wait_for_the_device(
     name: str, kernel: str, dtype: torch.dtype
 ) -> None:
+    fast = dtype is torch.bfloat16 and torch.cuda.get_device_capability()[0] in (9, 10)
+    if kernel == "grouped" and not fast:
+        pytest.skip("elsewhere torch's grouped_mm loops over groups and reads their ends")
     model = put(base_model("llama").to("cuda", dtype), ARMS[name], kernel=kernel)
     mark_trainable(model)
     x = torch.randn(2, 9, 32, device="cuda", dtype=dtype, requires_grad=True)
