@@ -366,8 +366,11 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @property
     def prefix_depends_on_question(self) -> bool:
-        """True where visual tokens change with the question: such pictures can't be shared."""
-        return self.parrot is not None
+        """True where visual tokens, or their experts, change with the question: such pictures
+        can't be shared."""
+        experts = self.config.mole_part
+        by_experts = experts is not None and experts.prefix_depends_on_question
+        return self.parrot is not None or by_experts
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Any:

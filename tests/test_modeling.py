@@ -300,6 +300,7 @@ def test_routers_that_pool_the_prompt_are_told_where_it_ends(
     labels = torch.full_like(ids, -100)
     labels[0, 5:] = ids[0, 5:]
     model(input_ids=ids, labels=labels)
+    assert model.prefix_depends_on_question
     assert model.mole.prompt_mask.tolist() == [[True] * 5 + [False] * 3]
 
 

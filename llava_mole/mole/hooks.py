@@ -124,6 +124,8 @@ class Shape:
 
     ranks: tuple[int, ...]
     kernel: str
+    aligned: bool
+    """Whether widths are multiples of 8, as `grouped` needs."""
 
 
 class Routers(nn.ModuleDict):
@@ -206,6 +208,7 @@ class Routers(nn.ModuleDict):
                 device=x.device,
                 dtype=x.dtype,
                 sortable=True,
+                aligned=shape.aligned,
             )
         elif kernel in kernels.SORTED:
             kernels.check_sparse(kernel, shape.ranks, route.top_k)

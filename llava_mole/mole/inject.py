@@ -292,7 +292,11 @@ def add_experts(
             place_of(scope, name, first, config, layers, context, base_weight(linear).device)
         )
         router.name = scope
-        shapes = {Shape(bank.ranks, bank.kernel) for _, _, bank in entries if bank.reads_input()}
+        widths = [width for *_, bank in entries for width in (bank.in_features, bank.out_features)]
+        aligned = all(width % 8 == 0 for width in widths)
+        shapes = {
+            Shape(bank.ranks, bank.kernel, aligned) for *_, bank in entries if bank.reads_input()
+        }
         one = len(shapes) == 1 and all(bank.reads_input() for _, _, bank in entries)
         routers[scope] = (router, shapes.pop() if one else None)
     # Everything could be built; from here on the model changes.

@@ -42,6 +42,7 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     sortable: bool,
+    aligned: bool = True,
 ) -> str:
     """`auto`: the kernel expected to be fastest.
 
@@ -51,6 +52,7 @@ def choose(
         ranks: of the experts.
         dtype: computed in.
         sortable: the tokens of a whole block can be sorted at once.
+        aligned: all widths are multiples of 8, as `grouped` needs.
     """
     experts, units = len(ranks), sum(ranks)
     if top_k is None or len(set(ranks)) > 1 or experts == 1:
@@ -61,7 +63,8 @@ def choose(
         return "masked"
     if device.type == "cpu":
         return "tiled"
-    return "grouped" if dtype in (torch.bfloat16, torch.float16, torch.float32) else "masked"
+    # In other dtypes grouped_mm loops over the groups and reads their ends on the host.
+    return "grouped" if dtype == torch.bfloat16 and aligned else "masked"
 
 
 def compute(

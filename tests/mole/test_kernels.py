@@ -330,7 +330,9 @@ def test_auto_never_names_one_that_cannot_take_the_route() -> None:
     assert chosen(ranks=(*many, 4)) == "masked"
     assert chosen(ranks=many, sortable=False) == "masked"
     cuda = torch.device("cuda")
-    assert chosen(ranks=many, device=cuda, dtype=torch.float64) == "masked"
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        assert chosen(ranks=many, device=cuda, dtype=dtype) == "masked"
+    assert chosen(ranks=many, device=cuda, aligned=False) == "masked"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,10 @@ gradient, or r s_j / sum s.
 The released code averages h over the whole sequence, answer included, and while decoding over the
 one new token, so routes drift. Here h is the mean over the prompt (tokens before the first
 supervised label in training, all attended tokens at prefill), and decoding keeps prefill's route.
+
+Routes need the whole prompt in one pass: chunked prefill and generating without a cache route
+otherwise. With activation checkpointing, call backward before the next forward pass: recomputation
+reads what the last pass was told about its tokens.
 """
 
 from __future__ import annotations
