@@ -10,7 +10,7 @@
 - `auto` is `choose`, below.
 
 Adapter weights are cast to the dtype of `out`: float32 master weights compute in the base's bf16.
-All but `reference` add to `out` in place and save, of their own, only A x.
+`masked`, `tiled` and `grouped` add to `out` in place and save, of their own, only A x and gates.
 """
 
 from __future__ import annotations
