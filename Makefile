@@ -7,7 +7,7 @@
 #   make format       let ruff tidy the code
 #   make clean        remove the environment and caches
 #
-# Variables: PYTHON, VENV, TORCH, MINUTES, OUT, MODEL.
+# Variables: PYTHON, VENV, TORCH, MINUTES, OUT, MODEL, PYTEST_ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,6 +17,8 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 MINUTES ?= 9
 OUT ?= runs/quickstart
 MODEL ?= $(OUT)/model
+# A worker per core, for the tests themselves use one thread each; a worker needs up to 3 GiB.
+PYTEST_ARGS ?= --numprocesses logical --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 # errors only: a long install scrolls past nothing that matters

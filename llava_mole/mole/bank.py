@@ -139,7 +139,9 @@ class ExpertBank(nn.Module):
         """
         if out is None:
             out = x.new_zeros(*x.shape[:-1], self.out_features)
-        return kernels.compute(self, self.enter(self.dropout(x)), route, out, weight)
+        if self.training:
+            x = self.dropout(x)
+        return kernels.compute(self, self.enter(x), route, out, weight)
 
     def delta_weight(self) -> Tensor:
         """(d_out, d_in) of all experts at gate 1, in float32."""

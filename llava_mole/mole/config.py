@@ -18,7 +18,7 @@ from llava_mole.errors import ConfigError
 if TYPE_CHECKING:
     from llava_mole.mole.bank import ExpertBank
     from llava_mole.mole.context import RouteContext
-    from llava_mole.mole.router import Router
+    from llava_mole.mole.router import LinearRouter, Router
 
 KERNELS = ("auto", "masked", "gathered", "tiled", "grouped", "reference")
 MLP_LINEARS = "mlp-linears"
@@ -176,9 +176,20 @@ class MoleConfig:
 
     def build_bank(self, place: Place) -> ExpertBank:
         """Each expert its own A and B."""
+        return self.new_bank(place)
+
+    def new_bank(
+        self, place: Place, kind: type[ExpertBank] | None = None, **variation: Any
+    ) -> ExpertBank:
+        """A bank for a place.
+
+        Args:
+            kind: a class derived from ExpertBank.
+            variation: ExpertBank's `down_features`, `identity_A` or `frozen`.
+        """
         from llava_mole.mole.bank import ExpertBank
 
-        return ExpertBank(
+        return (kind or ExpertBank)(
             place.in_features,
             place.out_features,
             self.expert_ranks or [place.r] * place.num_experts,
@@ -186,6 +197,21 @@ class MoleConfig:
             dropout=self.lora_dropout,
             kernel=self.kernel,
             dtype=place.dtype,
+            device=place.device,
+            **variation,
+        )
+
+    def new_linear_router(self, place: Place, gate: str, *, bias: bool = False) -> LinearRouter:
+        """softmax(W x) over the place's experts, its best `top_k` or all; see `LinearRouter`."""
+        from llava_mole.mole.router import LinearRouter
+
+        return LinearRouter(
+            place.in_features,
+            place.num_experts,
+            top_k=place.top_k,
+            gate=gate,
+            bias=bias,
+            context=place.context,
             device=place.device,
         )
 

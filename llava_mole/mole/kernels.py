@@ -5,9 +5,9 @@
 - `reference` is the definition: a loop over experts (or over sequences, where units are paired).
 - `masked` is one wide pair of products; the units of absent experts are multiplied by zero. It
   computes E times the rank it needs and is still the fastest while E * r stays small.
-- `gathered` fetches each token's own A and B: for a few tokens, as in decoding.
+- `gathered` fetches each token's own A and B: for a few tokens.
 - `tiled` and `grouped` (`sorted_kernels.py`) work on tokens sorted by expert.
-- `auto` is `choose`, below.
+- `auto` is `choose`, below; and, for one token on a CPU without a graph, `single`.
 
 Adapter weights are cast to the dtype of `out`: float32 master weights compute in the base's bf16.
 `masked`, `tiled` and `grouped` add to `out` in place and save, of their own, only A x and gates.
@@ -90,9 +90,11 @@ def compute(
     Raises:
         ConfigError: the bank's kernel cannot compute this route.
     """
-    name = kernel_of(bank, x, route, out.dtype)
     if not can_overwrite(out):
         out = out.clone(memory_format=torch.contiguous_format)
+    if bank.kernel == "auto" and is_single(x) and isinstance(route, Route):
+        return single(bank, x, route, out)
+    name = kernel_of(bank, x, route, out.dtype)
     flat = x.reshape(-1, x.shape[-1])
     if flat.dtype != out.dtype:
         flat = flat.to(out.dtype)
@@ -325,8 +327,6 @@ def gathered(
 ) -> Tensor:
     """Each token fetches its own experts; nothing else is read."""
     assert route.indices is not None
-    if out.device.type == "cpu" and len(x) == 1 and not torch.is_grad_enabled():
-        return _one_token(bank, x, route, out)
     top_k, rank = route.indices.shape[1], bank.ranks[0]
     own = route.indices.reshape(-1)
     A = bank.A.view(bank.num_experts, rank, -1)[own].to(x.dtype)  # (N k, r, d)
@@ -339,17 +339,34 @@ def gathered(
     return out + delta.view_as(out)
 
 
-def _one_token(bank: ExpertBank, x: Tensor, route: Route, out: Tensor) -> Tensor:
-    """`gathered` for one token on a CPU: its experts are slices, nothing is copied."""
-    A, B, rank = bank.A, bank.B, bank.ranks[0]
-    flat = out.view(1, -1)
-    weights = None if route.weights is None else route.weights[0].tolist()
-    for choice, expert in enumerate(route.chosen_on_host()):
-        units = slice(expert * rank, (expert + 1) * rank)
-        factor = bank.scaling if weights is None else bank.scaling * weights[choice]
-        hidden = F.linear(x, A[units].to(x.dtype)) * factor
-        # A sum of r scaled rows: faster than a product of one row with a matrix.
-        flat.add_((hidden.T * B[units].to(x.dtype)).sum(0))
+def is_single(x: Tensor) -> bool:
+    """Whether this call is a step of decoding one sequence on a CPU."""
+    return x.numel() == x.shape[-1] and x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def single(bank: ExpertBank, x: Tensor, route: Route, out: Tensor) -> Tensor:
+    """`compute` for one token: nothing but its own experts is read, a chosen one as a slice.
+
+    In float32 at least: on CPUs the set-up of a bf16 product takes longer than one row's arithmetic
+    (benchmarks/README.md).
+    """
+    dtype = torch.promote_types(out.dtype, torch.float32)
+    A, B = bank.A, bank.B
+    factor: Tensor | float = bank.scaling
+    if route.indices is None or len(set(bank.ranks)) > 1:
+        if route.weights is not None or route.indices is not None:
+            factor = route.unit_gates(bank.ranks, bank.scaling, dtype, x)[0]
+    else:
+        rank, chosen = bank.ranks[0], route.chosen_on_host()
+        if len(chosen) == 1:
+            A, B = (matrix.narrow(0, chosen[0] * rank, rank) for matrix in (A, B))
+        else:
+            own = route.indices[0]
+            A, B = (m.view(len(bank.ranks), rank, -1)[own].flatten(0, 1) for m in (A, B))
+        if route.weights is not None:
+            factor = spread(route.weights.to(dtype), [rank] * len(chosen))[0] * bank.scaling
+    hidden = torch.mv(A.to(dtype), x.reshape(-1).to(dtype)) * factor
+    out.view(-1).add_(torch.mv(B.to(dtype).T, hidden))
     return out
 
 

@@ -64,6 +64,26 @@ def over_samples(per_sample: Tensor, num_samples: Tensor | int | None) -> Tensor
     return per_sample.sum() / (len(per_sample) if num_samples is None else num_samples)
 
 
+def mean_of_records(
+    context: RouteContext, values: Sequence[Tensor], num_samples: Tensor | int | None
+) -> Tensor:
+    """A value per token and router, averaged over routers, each sample's tokens, then samples.
+
+    Args:
+        context, num_samples: as `balance_loss`.
+        values: (tokens,) per router. Their numbers of tokens may differ, as where a tower merges
+            patches.
+    """
+    by_tokens: dict[int, list[Tensor]] = {}
+    for value in values:
+        by_tokens.setdefault(len(value), []).append(value)
+    total = values[0].new_zeros(())
+    for group in by_tokens.values():
+        per_sample = means_by_sample(context, torch.stack(group).mean(0).unsqueeze(1)).squeeze(1)
+        total = total + over_samples(per_sample, num_samples) * (len(group) / len(values))
+    return total
+
+
 def balance_loss(context: RouteContext, num_samples: Tensor | int | None = None) -> Tensor | None:
     """LLaVA-MoLE's: per sample, layers pooled; None with a single expert.
 

@@ -140,7 +140,7 @@ class _Permute(torch.autograd.Function):
         return flat.index_select(0, inverse).view_as(grad), None, None
 
 
-EXPERTS_PER_TILE = 8
+EXPERTS_PER_TILE = 16
 """A tile of sorted tokens meets about this many experts; see benchmarks/README.md."""
 
 

@@ -129,7 +129,7 @@ def test_master_weights_compute_in_the_inputs_dtype(kernel: str, masters: torch.
 @settings(max_examples=40, deadline=None)
 @given(
     tokens=st.integers(1, 70),
-    experts=st.integers(1, 33),
+    experts=st.integers(1, 70),
     rank=st.integers(2, 9),
     top_k=st.integers(1, 3),
     widths=st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -255,6 +255,54 @@ def test_without_gradient_the_output_is_the_same(kernel: str) -> None:
     with torch.no_grad():
         found = bank(x, route)
     assert_close(found, bank(x, route))
+
+
+@pytest.mark.parametrize("masters", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("ranks", "shape"),
+    [
+        *(([3, 3, 3, 3], shape) for shape in ("top1", "top2", "no gate", "dense")),
+        *(([1, 4, 2], shape) for shape in ("top1", "top2", "no gate", "dense")),
+        ([1] * 6, "top3"),
+        ([4], "top1"),
+        ([4], "no gate"),
+    ],
+    ids=str,
+)
+def test_one_token_without_a_graph_equals_reference(
+    ranks: list[int], shape: str, dtype: torch.dtype, masters: torch.dtype
+) -> None:
+    """What `auto` does in decoding."""
+    route, _ = make_route(1, len(ranks), shape, torch.promote_types(dtype, torch.float32))
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 1, IN, generator=generator).to(dtype)
+    linear = torch.randn(1, 1, OUT, generator=generator).to(dtype)
+    with torch.no_grad():
+        exact = make_bank(ranks, "reference", masters).double()
+        expected = exact(x.double(), route, linear.double())
+        own = linear.clone()
+        found = make_bank(ranks, "auto", masters)(x, route, own)
+        assert found.dtype == dtype
+        assert found.data_ptr() == own.data_ptr()
+        # Rounded once, at the end, and in float32 if nothing is wider.
+        few = {torch.bfloat16: 2**-7, torch.float32: 5e-6, torch.float64: 1e-6}[dtype]
+        if dtype is masters is torch.float64:
+            few = 1e-12
+        assert_close(found.double(), expected, rtol=few, atol=few)
+        kept = linear.expand(2, 1, OUT)[:1]  # a view: must not be written to
+        make_bank(ranks, "auto", masters)(x, route, kept)
+        assert torch.equal(kept, linear)
+
+
+def test_one_token_under_autocast_is_not_rounded_on_the_way() -> None:
+    bank = make_bank([4] * 3, "auto", torch.float32)
+    route, _ = make_route(1, 3, "top1", torch.float32)
+    x, linear = torch.randn(1, IN).bfloat16(), torch.zeros(1, OUT).bfloat16()
+    with torch.no_grad():
+        expected = bank(x.float(), route, linear.float()).bfloat16()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(bank(x, route, linear.clone()), expected)
 
 
 def test_tiles_cover_every_token_once_and_name_the_experts_in_them() -> None:

@@ -25,6 +25,7 @@ from transformers import (
 
 from llava_mole.mole import (
     MoleConfig,
+    adapter_of,
     add_experts,
     auxiliary_losses,
     expert_parameters,
@@ -205,6 +206,39 @@ def test_experts_of_tower_and_language_model_have_names_and_losses_of_their_own(
     mole_context(model, "seeing")[0].enabled = False
     model(**two_rows("qwen2_5_vl"))
     assert both > auxiliary_losses(model)["balance"] > 0
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "llava_mole"},
+        {"method": "mola", "num_experts": 3},
+        {"method": "dynmole", "num_experts": 3},
+        {"method": "loramoe", "balance_coef": 0.1},
+        {"method": "amlora", "num_experts": 2},
+    ],
+    ids=lambda method: method["method"],
+)
+def test_losses_of_a_tower_whose_layers_see_different_numbers_of_tokens(
+    method: dict[str, Any],
+) -> None:
+    """Qwen's merger reads four patches at once: a quarter of the blocks' tokens."""
+    model = vision_language_model("qwen2_5_vl")
+    add_experts(
+        model, MoleConfig(**method, r=2, target_modules="all-linear", root="model.visual"), "seeing"
+    )
+    awaken(model)
+    mark_trainable(model)
+    model(**two_rows("qwen2_5_vl"))
+    counts = {len(record.probs) for record in mole_context(model, "seeing")[0].records}
+    assert len(counts) == 2
+    sum(auxiliary_losses(model).values()).backward()
+    routers = adapter_of(model, "seeing").routers
+    assert any("merger" in router.name for router in routers)
+    for router in routers:
+        trained = [p for p in router.parameters() if p.requires_grad]
+        assert trained
+        assert any(p.grad is not None and bool(p.grad.any()) for p in trained), router.name
 
 
 def test_a_projector_may_be_the_root() -> None:

@@ -30,7 +30,7 @@ from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place
 from llava_mole.mole.inject import add_experts
 from llava_mole.mole.kernels import sum_units
-from llava_mole.mole.losses import means_by_sample, over_samples
+from llava_mole.mole.losses import mean_of_records
 from llava_mole.mole.route import Route, spread
 from llava_mole.mole.router import Router
 
@@ -63,17 +63,7 @@ class AmLora(MoleConfig):
         return problems
 
     def build_bank(self, place: Place) -> ExpertBank:
-        return ExpertBank(
-            place.in_features,
-            place.out_features,
-            [place.r] * place.num_experts,
-            scaling=self.scaling_at(place),
-            dropout=self.lora_dropout,
-            kernel=self.kernel,
-            frozen=place.num_experts - 1,
-            dtype=place.dtype,
-            device=place.device,
-        )
+        return self.new_bank(place, frozen=place.num_experts - 1)
 
     def build_router(self, place: Place) -> OutputRouter:
         return OutputRouter(
@@ -87,9 +77,8 @@ class AmLora(MoleConfig):
     def losses(self, context: RouteContext, num_samples: Tensor | int | None) -> dict[str, Tensor]:
         if not self.l1_coef or not context.records:
             return {}
-        mass = torch.stack([record.route.extras["mass"] for record in context.records]).mean(0)
-        per_sample = means_by_sample(context, mass.unsqueeze(1)).squeeze(1)
-        return {"l1": self.l1_coef * over_samples(per_sample, num_samples)}
+        mass = [record.route.extras["mass"] for record in context.records]
+        return {"l1": self.l1_coef * mean_of_records(context, mass, num_samples)}
 
     def routers_learn(self) -> bool:
         # The softmax of one score is 1.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llava_mole.mole.config import MoleConfig, PerLayer, Place, largest
 from llava_mole.mole.context import RouteContext
-from llava_mole.mole.losses import balance_per_router, means_by_sample, over_samples
+from llava_mole.mole.losses import balance_per_router, mean_of_records
 from llava_mole.mole.route import Route
 from llava_mole.mole.router import LinearRouter
 
@@ -106,9 +106,9 @@ class DynMole(MoleConfig):
         losses = {}
         records = [record for record in context.records if record.num_experts > 1]
         if records and self.entropy_coef:
-            entropies = torch.stack([r.route.extras["entropy"] for r in records]).mean(0)
-            mean = means_by_sample(context, entropies.unsqueeze(1)).squeeze(1)
-            losses["entropy"] = self.entropy_coef * over_samples(mean, num_samples)
+            entropies = [record.route.extras["entropy"] for record in records]
+            mean = mean_of_records(context, entropies, num_samples)
+            losses["entropy"] = self.entropy_coef * mean
         if records and self.balance_coef:
             balance = balance_per_router(context, num_samples, of_weights=True, pool="all")
             assert balance is not None

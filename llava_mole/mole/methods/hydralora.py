@@ -33,29 +33,10 @@ class HydraLora(MoleConfig):
         return [*super().problems(), *self.one_rank("the experts share A")]
 
     def build_bank(self, place: Place) -> ExpertBank:
-        return ExpertBank(
-            place.in_features,
-            place.out_features,
-            [place.r] * place.num_experts,
-            scaling=self.scaling_at(place),
-            dropout=self.lora_dropout,
-            kernel=self.kernel,
-            down_features=place.r,
-            identity_A=True,
-            dtype=place.dtype,
-            device=place.device,
-        )
+        return self.new_bank(place, down_features=place.r, identity_A=True)
 
     def build_router(self, place: Place) -> LinearRouter:
-        return LinearRouter(
-            place.in_features,
-            place.num_experts,
-            top_k=None,
-            gate="scaled",
-            bias=False,
-            context=place.context,
-            device=place.device,
-        )
+        return self.new_linear_router(place, "scaled")
 
     def routers_learn(self) -> bool:
         return largest(self.num_experts) > 1

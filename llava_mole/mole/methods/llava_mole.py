@@ -55,14 +55,7 @@ class LlavaMole(MoleConfig):
         return 1 if self.routing == "top1" else None
 
     def build_router(self, place: Place) -> LinearRouter:
-        return LinearRouter(
-            place.in_features,
-            place.num_experts,
-            top_k=place.top_k,
-            gate=self.gate,
-            context=place.context,
-            device=place.device,
-        )
+        return self.new_linear_router(place, self.gate, bias=True)
 
     def losses(self, context: RouteContext, num_samples: Tensor | int | None) -> dict[str, Tensor]:
         loss = balance_loss(context, num_samples) if self.balance_coef else None

@@ -58,15 +58,7 @@ class LoraMoe(MoleConfig):
         return problems
 
     def build_router(self, place: Place) -> LinearRouter:
-        return LinearRouter(
-            place.in_features,
-            place.num_experts,
-            top_k=None,
-            gate="scaled",
-            bias=False,
-            context=place.context,
-            device=place.device,
-        )
+        return self.new_linear_router(place, "scaled")
 
     def losses(self, context: RouteContext, num_samples: Tensor | int | None) -> dict[str, Tensor]:
         records = [record for record in context.records if record.num_experts > 1]

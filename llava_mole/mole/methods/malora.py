@@ -53,28 +53,10 @@ class MaLora(MoleConfig):
         return at_layer(self.top_k, layer, layers, "top_k")
 
     def build_bank(self, place: Place) -> ExpertBank:
-        return ExpertBank(
-            place.in_features,
-            place.out_features,
-            [place.r] * place.num_experts,
-            scaling=self.scaling_at(place),
-            dropout=self.lora_dropout,
-            kernel=self.kernel,
-            down_features=place.per_layer(self.shared_r, "shared_r"),
-            dtype=place.dtype,
-            device=place.device,
-        )
+        return self.new_bank(place, down_features=place.per_layer(self.shared_r, "shared_r"))
 
     def build_router(self, place: Place) -> LinearRouter:
-        return LinearRouter(
-            place.in_features,
-            place.num_experts,
-            top_k=place.top_k,
-            gate="renormalised",
-            bias=False,
-            context=place.context,
-            device=place.device,
-        )
+        return self.new_linear_router(place, "renormalised")
 
     def losses(self, context: RouteContext, num_samples: Tensor | int | None) -> dict[str, Tensor]:
         if not self.balance_coef:

@@ -48,15 +48,7 @@ class MoLA(MoleConfig):
         return at_layer(self.top_k, layer, layers, "top_k")
 
     def build_router(self, place: Place) -> LinearRouter:
-        return LinearRouter(
-            place.in_features,
-            place.num_experts,
-            top_k=place.top_k,
-            gate="renormalised",
-            bias=False,
-            context=place.context,
-            device=place.device,
-        )
+        return self.new_linear_router(place, "renormalised")
 
     def losses(self, context: RouteContext, num_samples: Tensor | int | None) -> dict[str, Tensor]:
         if not self.balance_coef:

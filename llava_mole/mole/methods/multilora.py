@@ -38,16 +38,7 @@ class MultiLora(MoleConfig):
     rule: ClassVar[str] = "all experts, no router; learnt output scales"
 
     def build_bank(self, place: Place) -> ExpertBank:
-        return ScaledBank(
-            place.in_features,
-            place.out_features,
-            self.expert_ranks or [place.r] * place.num_experts,
-            scaling=self.scaling_at(place),
-            dropout=self.lora_dropout,
-            kernel=self.kernel,
-            dtype=place.dtype,
-            device=place.device,
-        )
+        return self.new_bank(place, ScaledBank)
 
     def build_router(self, place: Place) -> ConstantRouter:
         return ConstantRouter(place.num_experts, place.context)
