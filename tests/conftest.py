@@ -104,8 +104,9 @@ def tiny_model(tiny_parts: TinyParts) -> Callable[..., Any]:
     """
 
     def make(family: str = "llama", *, awake: bool = True, seed: int = 0, **options: Any) -> Any:
+        recipe = tiny_parts.recipe(family, **options)  # writes its parts the first time: draws
         torch.manual_seed(seed)
-        model, processor = build_model(tiny_parts.recipe(family, **options))
+        model, processor = build_model(recipe)
         if awake:
             helpers.awaken(model)
         return model, processor
