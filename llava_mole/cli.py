@@ -143,9 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from llava_mole import ranks
 
                 return ranks.launch(words, workers)
-        return {"quickstart": quickstart, "train": train, "chat": chat, "env": env}[args.command](
-            args
-        )
+        commands = {"quickstart": quickstart, "train": train, "chat": chat, "env": env}
+        code = commands[args.command](args)
+        if code == 0 and args.command in ("train", "quickstart"):
+            from llava_mole import ranks
+
+            ranks.leave()
+        return code
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"llava-mole {args.command}: {error}", file=sys.stderr)
         return 2

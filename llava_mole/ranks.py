@@ -88,6 +88,14 @@ def join() -> None:
         PartialState(cpu=cpu, timeout=PATIENCE, **({"backend": "gloo"} if cpu else {}))
 
 
+def leave() -> None:
+    """Leave the group when the work is done, all together: the threads of a rank whose peers are
+    gone may abort it while it ends. A collective; a no-op without a group."""
+    if distributed.is_initialized():
+        barrier()
+        distributed.destroy_process_group()
+
+
 def _end_with(parent: int) -> None:
     """A launcher that was killed outright cannot end its ranks: they watch it."""
     while os.getppid() == parent:

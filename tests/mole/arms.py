@@ -62,6 +62,11 @@ class Arm:
         return self.options["method"] == "conditional_mixlora"
 
 
+# Whole models in float32, computed in another order: each of some hundred sums has an error of a
+# few 2^-24 of its largest term, and layers pass it on.
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-4}
+
+
 def options(method: str, num_experts: Any = 4, r: int = 2, **more: Any) -> dict[str, Any]:
     small = {"num_experts": num_experts, "r": r, "lora_alpha": 4.0, "lora_dropout": 0.0}
     if MoleConfig(method=method).target_modules == ALL_LINEARS:
@@ -247,3 +252,18 @@ def assert_near(
         value, other = value.float(), found[name].float()
         difference, size = float((other - value).norm()), float(value.norm())
         assert difference <= error * size + floor, f"{name}: {difference:.2e} of {size:.2e}"
+
+
+def unit_counts(model: nn.Module) -> dict[str, Tensor]:
+    """SMoRA's counts since the last step, and clear them."""
+    found = {}
+    for name, module in model.named_modules():
+        if getattr(module, "counts", None) is not None:
+            found[name], module.counts = module.counts, None
+    return found
+
+
+def train_inputs(model: Any) -> Any:
+    """Input embeddings that need a gradient: then every linear's input does."""
+    model.get_input_embeddings().weight.requires_grad_(True)
+    return model

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from llava_mole import ranks
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.mole import (
     AuxiliaryLossMixin,
@@ -486,3 +487,4 @@ if __name__ == "__main__":  # one of several processes
     if os.environ["RANK"] == "0":
         save_file(weights, folder / "state.safetensors")
         (folder / "log.json").write_text(json.dumps(log))
+    ranks.leave()

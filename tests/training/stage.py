@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainingArguments
 
+from llava_mole import ranks
 from llava_mole.building import ModelRecipe, build_model
 from llava_mole.configuration import ParrotConfig
 from llava_mole.data.collator import Collator
@@ -142,6 +143,7 @@ def main(out: str, options: str) -> None:
         save_file(weights(trainer), Path(out) / "weights.safetensors")
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         (Path(out) / "log.json").write_text(json.dumps(history))
+    ranks.leave()
 
 
 if __name__ == "__main__":

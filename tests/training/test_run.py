@@ -160,7 +160,7 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe_file: Path) -> None
 
 
 def test_time_runs_out_before_steps_do(recipe_file: Path, tmp_path: Path) -> None:
-    overrides = ["minutes=0.02", "stages.instruct.steps=100000"]
+    overrides = ["minutes=0.06", "stages.instruct.steps=100000"]
     overrides += ["stages.warm.share_of_time=0.2", "stages.parrot.share_of_time=0.2"]
     overrides += ["stages.instruct.share_of_time=0.5", "training.save_strategy='no'"]
     run_recipe(load_recipe(recipe_file, overrides))
