@@ -17,6 +17,7 @@ makes routes; a *kernel* (`kernels.py`) computes what bank and route mean. A pub
 
 from llava_mole.mole.adapters import (
     active_adapters,
+    adapter_names,
     adapter_of,
     delete_adapter,
     disable_adapter,
@@ -55,6 +56,7 @@ __all__ = [
     "Route",
     "RouteContext",
     "active_adapters",
+    "adapter_names",
     "adapter_of",
     "add_experts",
     "append_task",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,12 +25,14 @@ class Adapter:
 
     Attributes:
         root: the module whose names the adapter's are relative to.
+        size: how many linears got experts.
     """
 
     name: str
     config: MoleConfig
     context: RouteContext
     root: nn.Module
+    size: int
 
     @property
     def banks(self) -> dict[str, ExpertBank]:
@@ -101,11 +103,16 @@ def disable_adapter(model: nn.Module, name: str | None = None) -> None:
         adapter.context.enabled = False
 
 
-def set_adapter(model: nn.Module, name: str) -> None:
-    """Switch this adapter on and all others off."""
-    chosen = adapter_of(model, name)
+def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
+    """Switch this adapter, or these, on and all others off."""
+    chosen = [adapter_of(model, one) for one in ([name] if isinstance(name, str) else name)]
     for adapter in adapters_of(model):
-        adapter.context.enabled = adapter is chosen
+        adapter.context.enabled = adapter in chosen
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """All adapters, whether or not they are on."""
+    return [adapter.name for adapter in adapters_of(model)]
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -125,7 +132,7 @@ def disabled_experts(model: nn.Module) -> Iterator[None]:
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Remove an adapter and its parameters."""
+    """Remove an adapter and its parameters. No other is switched on in its place."""
     adapter = adapter_of(model, name)
     for module in adapter.root.modules():
         if isinstance(module, Banks | Routers) and name in module:
@@ -134,6 +141,18 @@ def delete_adapter(model: nn.Module, name: str) -> None:
         if state.adapters.get(name) is adapter:
             del state.adapters[name]
             del state.passes.contexts[name]
+
+
+def rename_adapter(model: nn.Module, adapter: Adapter, name: str) -> None:
+    """Give an adapter a name that is free."""
+    for module in adapter.root.modules():
+        if isinstance(module, Banks | Routers) and adapter.name in module:
+            module.rename(adapter.name, name)
+    for state in root_states(model):
+        if state.adapters.get(adapter.name) is adapter:
+            state.adapters[name] = state.adapters.pop(adapter.name)
+            state.passes.contexts[name] = state.passes.contexts.pop(adapter.name)
+    adapter.name = name
 
 
 def mole_context(model: nn.Module, name: str | None = None) -> tuple[RouteContext, MoleConfig]:
@@ -157,14 +176,28 @@ def router_parameters(model: nn.Module, name: str | None = None) -> dict[str, nn
     return _parameters(model, ROUTER, name)
 
 
-def mark_trainable(model: nn.Module, name: str | None = None) -> None:
-    """Train experts and routers (frozen experts excepted) and nothing else."""
-    adapter = adapter_of(model, name)
+def mark_trainable(model: nn.Module, name: str | Sequence[str] | None = None) -> None:
+    """Train experts and routers (frozen experts excepted) and nothing else: PEFT's LoRA neither.
+
+    Args:
+        name: of the adapter or adapters to train; by default all that are on.
+
+    Raises:
+        ConfigError: no such adapter, or none is on.
+    """
+    names = [name] if isinstance(name, str) else list(name or active_adapters(model))
+    if not names:
+        raise ConfigError(
+            f"no experts are on; there are {adapter_names(model)}: enable_adapter first, or say "
+            "which to train"
+        )
+    chosen = [adapter_of(model, one) for one in names]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for group in (expert_parameters, router_parameters):
-        for key, parameter in group(model, adapter.name).items():
-            parameter.requires_grad_(not key.rpartition(".")[2].startswith("frozen_"))
+    for adapter in chosen:
+        for group in (expert_parameters, router_parameters):
+            for key, parameter in group(model, adapter.name).items():
+                parameter.requires_grad_(not key.rpartition(".")[2].startswith("frozen_"))
 
 
 def router_step(model: nn.Module) -> None:

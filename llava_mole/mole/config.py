@@ -7,6 +7,8 @@ in `methods/`, which adds the method's own options and builds its routers, banks
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -69,7 +71,8 @@ class MoleConfig:
     r: PerLayer = 16
     """Rank of one expert; a list as above."""
     expert_ranks: tuple[int, ...] | None = None
-    """Rank of each expert where they differ, in place of `r`: imported LoRAs may."""
+    """Rank of each expert where they differ: imported LoRAs may. The scaling stays
+    lora_alpha / r."""
     lora_alpha: float = 32.0
     """The experts' output is scaled by lora_alpha / r."""
     lora_dropout: float = 0.0
@@ -108,6 +111,10 @@ class MoleConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, set | frozenset):  # PEFT keeps its targets so
+                value = sorted(value)
+            if field.name == "layers_to_transform" and type(value) is int:
+                value = [value]
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
         problems = self.problems()
@@ -126,15 +133,16 @@ class MoleConfig:
             problems += self.not_whole(key)
         if self.expert_ranks is not None:
             problems += self.not_whole("expert_ranks")
-            if self.num_experts != len(self.expert_ranks):
+            if not isinstance(self.expert_ranks, tuple) or self.num_experts != len(
+                self.expert_ranks
+            ):
                 problems.append(
-                    f"expert_ranks={list(self.expert_ranks)}: num_experts={self.num_experts!r} "
-                    "must be their number"
+                    f"expert_ranks={self.expert_ranks!r}: a list of num_experts="
+                    f"{self.num_experts!r} ranks"
                 )
-        if not self.lora_alpha > 0:
-            problems.append(f"lora_alpha={self.lora_alpha!r}: must be above 0")
-        if not 0 <= self.lora_dropout < 1:
-            problems.append(f"lora_dropout={self.lora_dropout!r}: must be in [0, 1)")
+        problems += self.not_number("lora_alpha", lambda v: 0 < v < math.inf, "above 0")
+        problems += self.not_number("lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
+        problems += self.not_named()
         if not self.target_modules:
             problems.append("target_modules is empty: name at least one linear")
         return problems
@@ -151,6 +159,32 @@ class MoleConfig:
         what = "a whole number of at least 1, or a list of them"
         return [f"{key}={value!r}: must be {what}"]
 
+    def not_number(self, key: str, fits: Callable[[float], bool], where: str) -> list[str]:
+        value = getattr(self, key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return [] if number and fits(value) else [f"{key}={value!r}: must be a number {where}"]
+
+    def not_named(self) -> list[str]:
+        """Problems of what says where experts go."""
+        problems = []
+        for key in ("target_modules", "exclude_modules"):
+            value = getattr(self, key)
+            if not (isinstance(value, str) or all_of(value, str)):
+                problems.append(f"{key}={value!r}: must be a string or a list of strings")
+        layers = self.layers_to_transform
+        if layers is not None and (not layers or not all_of(layers, int)):
+            problems.append(f"layers_to_transform={layers!r}: must be a list of whole numbers")
+        if not isinstance(self.root, str | None):
+            problems.append(f"root={self.root!r}: must be the dotted name of a module")
+        return problems
+
+    def not_above(self, key: str, limit: str) -> list[str]:
+        """A problem where one number for all layers exceeds another."""
+        value, most = getattr(self, key), getattr(self, limit)
+        if isinstance(value, int) and isinstance(most, int) and value > most:
+            return [f"{key}={value}: more than {limit}={most}"]
+        return []
+
     def one_rank(self, why: str) -> list[str]:
         """A problem if ranks differ; `why` they cannot."""
         if self.expert_ranks is None:
@@ -160,9 +194,9 @@ class MoleConfig:
     def below(self, *keys: str) -> list[str]:
         """Problems of coefficients that must not be negative."""
         return [
-            f"{key}={getattr(self, key)!r}: must not be negative"
+            problem
             for key in keys
-            if not getattr(self, key) >= 0
+            for problem in self.not_number(key, lambda v: 0 <= v < math.inf, "of at least 0")
         ]
 
     # ------------------------------------------------------------------ what a method builds
@@ -228,7 +262,7 @@ class MoleConfig:
 
     def refuses_merge(self) -> str | None:
         """Why the experts cannot become part of dense weights, or None if they can."""
-        return None if self.num_experts == 1 else "each token uses its own expert"
+        return None if largest(self.num_experts) == 1 else "each token uses its own expert"
 
     # ------------------------------------------------------------------ as a mapping
 
@@ -242,6 +276,11 @@ class MoleConfig:
     def from_dict(cls, values: dict[str, Any]) -> MoleConfig:
         """Raises ConfigError on a key or a method that this version does not know."""
         return MoleConfig(**values)
+
+
+def all_of(value: Any, kind: type) -> bool:
+    """Whether it is a sequence of that kind."""
+    return isinstance(value, tuple) and all(type(one) is kind for one in value)
 
 
 def largest(value: PerLayer) -> int:

@@ -50,18 +50,24 @@ class RouteContext:
         prompt_mask: (B, T) True at tokens that sequence-level routers may pool; None: all attended.
         sample_types: (B,) kind of each sample, for losses that know kinds; or None.
         decoding: this pass continues a KV cache.
+        batch_samples: of the pass, where `auxiliary_losses` was told and its tokens do not say.
+        padding_known: whether a mask, if one was given, told the padding.
+        kept: router's name -> what it decided from the prompt; goes with the KV cache.
         records: one per router, of the last recorded pass.
         enabled: False makes every hook a no-op: the base model answers.
     """
 
     enabled: bool = True
-    segment_ids: Tensor | None = None
-    prompt_mask: Tensor | None = None
-    sample_types: Tensor | None = None
+    segment_ids: Tensor | None = field(default=None, repr=False)
+    prompt_mask: Tensor | None = field(default=None, repr=False)
+    sample_types: Tensor | None = field(default=None, repr=False)
     decoding: bool = False
-    records: list[Record] = field(default_factory=list)
+    padding_known: bool = True
+    batch_samples: Tensor | int = field(default=1, repr=False)
+    kept: dict[str, PairedRoute] = field(default_factory=dict, repr=False)
+    records: list[Record] = field(default_factory=list, repr=False)
     recording: bool = False
-    _provided: dict[str, Tensor] = field(default_factory=dict)
+    _provided: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: dict[int, object]) -> RouteContext:
         """A copied model starts with an empty context: records hold the original's graph."""
@@ -75,9 +81,15 @@ class RouteContext:
         sample_types: Tensor | None = None,
         answers: Tensor | None = None,
     ) -> None:
-        """Say what the tokens of the *next* pass are, (B, T), and its samples, (B,).
+        """Say what the tokens of the *next* pass are, and its samples.
 
-        `answers` is True at supervised tokens: without a `prompt_mask`, prompts end before them.
+        Args:
+            segment_ids: (B, T) -1 at padding; 0 at a prefix that the row's branches share; 1, 2, …
+                at branches, or at samples packed in the row. All 0: the row is one sample.
+            prompt_mask: (B, T) True where sequence-level routers may look.
+            sample_types: (B,) kinds of the samples, for losses that know kinds.
+            answers: (B, T) True at supervised tokens: without a `prompt_mask`, prompts end before
+                them.
         """
         given = {
             "segment_ids": segment_ids,
@@ -105,6 +117,11 @@ class RouteContext:
         provided, self._provided = self._provided, {}
         if "segment_ids" in provided:
             self.segment_ids = provided["segment_ids"]
+            if self.segment_ids.shape != (batch, length):
+                raise ConfigError(
+                    f"segment_ids of shape {tuple(self.segment_ids.shape)} for tokens of shape "
+                    f"{(batch, length)}"
+                )
         elif attention_mask is not None and attention_mask.dim() == 2:
             # With a KV cache the mask also covers the past; the tokens of this pass are the last.
             self.segment_ids = attention_mask[:, -length:].long().clamp(max=1) - 1
@@ -126,6 +143,7 @@ class RouteContext:
     def begin_plain(self) -> None:
         """Open a pass of a module that is no decoder."""
         self.records, self.recording, self.decoding = [], True, False
+        self.padding_known, self.kept = True, {}
         self.segment_ids = self.prompt_mask = self.sample_types = None
         self._provided = {}
 
@@ -136,6 +154,15 @@ class RouteContext:
     def record(self, name: str, route: Route | PairedRoute, num_experts: int) -> None:
         if self.recording:
             self.records.append(Record(name, route, num_experts))
+
+    def samples_where(self, tokens: int) -> Tensor | int:
+        """How many samples a record of `tokens` tokens is of, where `segments_of` takes it for
+        one: that of the pass, as told or as its tokens have it."""
+        if self.segment_ids is None:
+            return self.batch_samples
+        if self.segment_ids.numel() == tokens:
+            return 1
+        return (self.segment_ids >= 0).any(1).sum().clamp(min=1)
 
     def segments_of(self, tokens: int, device: torch.device) -> Tensor:
         """(B, T) for records of `tokens` tokens; one row of one sample where nothing is known."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
+from llava_mole.errors import ConfigError
 from llava_mole.mole import kernels
 from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.context import RouteContext
@@ -30,6 +31,8 @@ from llava_mole.mole.route import Layout, PairedRoute, Route
 from llava_mole.mole.router import Router
 
 ROUTER = "mole_router"
+KEPT = "mole_routes"
+"""On a KV cache: what prompts decided, adapter name -> router name -> route."""
 BANK = "mole_bank"
 PLAIN_TENSORS = (Tensor, nn.Parameter)
 ACTIVATIONS = (nn.GELU, *(cls if isinstance(cls, type) else cls[0] for cls in ACT2CLS.values()))
@@ -59,6 +62,11 @@ class Banks(nn.ModuleDict):
     def drop(self, name: str) -> None:
         del self[name], self.routers[name], self.own_router[name]
 
+    def rename(self, name: str, new: str) -> None:
+        bank, (router,), own = self[name], self.routers[name], self.own_router[name]
+        self.drop(name)
+        self.put(new, bank, router, own)  # type: ignore[arg-type]
+
     def active(self) -> list[tuple[ExpertBank, Router]]:
         return [
             (self[name], router)  # type: ignore[misc]
@@ -81,6 +89,8 @@ class Banks(nn.ModuleDict):
         bank, router = active[0]
         if router.current is None or not is_plain_and_frozen(linear, x):
             return None
+        if not only_ours(linear):
+            return None
         if not kernels.fuses(bank, x, router.current):
             return None
         self._fused = True
@@ -94,11 +104,27 @@ class Banks(nn.ModuleDict):
             route = router.current
             if route is None or not router.context.enabled:
                 continue
+            tokens = x.numel() // x.shape[-1]
+            if route.tokens not in (None, tokens):
+                raise ConfigError(
+                    f"a linear of {router.name!r} reads {tokens} tokens where its block reads "
+                    f"{route.tokens}: one decision cannot serve both. Leave that linear out "
+                    "(exclude_modules), or choose a method with a router per linear, as mola"
+                )
             output = self[name](x, route, output, weight)
             weight = None  # the linear's own gradient goes once
             if self.own_router[name]:
                 router.current = None
         return output
+
+
+def only_ours(module: nn.Module) -> bool:
+    """Whether nothing but this package looks at a module's inputs, outputs or gradients, or
+    replaces its forward pass."""
+    if "forward" in module.__dict__ or module._backward_hooks or module._backward_pre_hooks:
+        return False
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return all(isinstance(getattr(hook, "__self__", None), OURS) for hook in hooks)
 
 
 def is_plain_and_frozen(linear: nn.Module, x: Tensor) -> bool:
@@ -155,6 +181,11 @@ class Routers(nn.ModuleDict):
     def drop(self, name: str) -> None:
         del self[name], self.shapes[name], self.block_scope[name]
 
+    def rename(self, name: str, new: str) -> None:
+        router, shape, block_scope = self[name], self.shapes[name], self.block_scope[name]
+        self.drop(name)
+        self.put(new, router, shape, block_scope)  # type: ignore[arg-type]
+
     def active(self) -> list[str]:
         return [
             name
@@ -170,7 +201,7 @@ class Routers(nn.ModuleDict):
         active = self.active()
         if not active:
             return None
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = first_argument(block, args, kwargs)
         for name in active:
             router: Any = self[name]
             router.current = router.decide(x)
@@ -214,6 +245,8 @@ class Routers(nn.ModuleDict):
             kernels.check_sparse(kernel, shape.ranks, route.top_k)
         if kernel not in kernels.SORTED or not is_token_wise(block) or decides_inside(block):
             return None
+        if not all(only_ours(module) for module in block.modules()):
+            return None
         assert route.indices is not None
         return Layout(route.indices, len(shape.ranks), kernel)
 
@@ -225,7 +258,29 @@ class Routers(nn.ModuleDict):
         layout, self._layout = self._layout, None
         if layout is None:
             return None
+        if not isinstance(output, Tensor) or output.numel() // output.shape[-1] != len(layout.rows):
+            raise ConfigError(
+                f"{type(block).__name__} does not give one output per token: its tokens cannot be "
+                "sorted; choose kernel='masked'"
+            )
         return layout.restore(output)
+
+
+def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a module's forward takes first, however it is called."""
+    if args:
+        return args[0]
+    first = next(iter(inspect.signature(module.forward).parameters))
+    found = kwargs.get(first, next(iter(kwargs.values()), None))
+    if not isinstance(found, Tensor):
+        raise ConfigError(
+            f"{type(module).__name__} was called without {first!r}, which routes read"
+        )
+    return found
+
+
+OURS = (Banks, Routers)
+"""Whose methods are this package's hooks."""
 
 
 def is_token_wise(block: nn.Module) -> bool:
@@ -233,8 +288,11 @@ def is_token_wise(block: nn.Module) -> bool:
     of its own, norms, what PEFT and this package add to them, and nothing else with parameters.
 
     Attention may be made of linears alone, and be called with nothing but its input: the activation
-    tells an MLP from it.
+    tells an MLP from it. What else a forward pass does cannot be seen, so only transformers' own
+    blocks are trusted.
     """
+    if not type(block).__module__.startswith("transformers."):
+        return False
     if not any(isinstance(child, ACTIVATIONS) for child in block.children()):
         return False
     for name, module in block.named_modules():
@@ -271,6 +329,33 @@ def packed_segments(positions: Any, batch: int, length: int) -> Tensor | None:
     return 1 + nn.functional.pad((~goes_on).long().cumsum(1), (1, 0))
 
 
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by their names."""
+    if not args:
+        return kwargs
+    names = inspect.signature(module.forward).parameters
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def continues(state: Any) -> bool:
+    """Whether the state of a state-space model holds an earlier pass."""
+    found = getattr(state, "has_previous_state", False)
+    return bool(found() if callable(found) else found)
+
+
+def padding_of(mask: Any, length: int) -> Tensor | None:
+    """(B, T) 1 at tokens, of the masks that generation makes for attention: (B, 1, T, keys), or one
+    per type of layer. The last token sees all that is no padding, unless a window ends before: then
+    no row sees its first token, and None is returned."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[2] != length:
+        return None
+    seen = mask if mask.dtype == torch.bool else mask >= 0
+    row = seen[:, 0, -1, :length]
+    return row.long() if bool(row[:, 0].any()) else None
+
+
 class Passes:
     """Hooks of the root: a pass of the decoder opens and closes the adapters' contexts."""
 
@@ -284,43 +369,60 @@ class Passes:
     def attach(self, root: nn.Module) -> None:
         # First, because the root may be a router's scope itself.
         root.register_forward_pre_hook(self.before_root, with_kwargs=True, prepend=True)
-        root.register_forward_hook(self.after_root)
+        root.register_forward_hook(self.after_root, with_kwargs=True)
 
     def before_caller(self, caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
+        key = "attention_mask"
+        if getattr(getattr(caller, "config", None), "is_encoder_decoder", False):
+            key = "decoder_attention_mask"  # the other is the encoder's
+        mask = kwargs.get(key)
         if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
             self.mask = mask
 
     def before_root(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.decoder:
-            for context in self.contexts.values():
-                context.begin_plain()
-            return
-        if args:
-            names = inspect.signature(root.forward).parameters
-            kwargs = dict(zip(names, args, strict=False)) | kwargs
+        kwargs = by_name(root, args, kwargs)
         tokens = kwargs.get("inputs_embeds")
         if tokens is None:
             tokens = kwargs.get("input_ids")
-        if tokens is None:  # a module of any kind, called with what it reads
-            tokens = next(iter(kwargs.values()))
+        if not self.decoder or not isinstance(tokens, Tensor) or tokens.dim() < 2:
+            for context in self.contexts.values():
+                if context.enabled:
+                    context.begin_plain()
+            return
         batch, length = tokens.shape[:2]
         given = kwargs.get("attention_mask")
         past = kwargs.get("past_key_values")
         decoding = past is not None and past.get_seq_length() > 0
+        if past is None:
+            decoding = continues(kwargs.get("cache_params"))
         mask = given if isinstance(given, Tensor) and given.dim() == 2 else self.mask
-        if mask is not None and len(mask) != batch:
+        if mask is not None and (len(mask) != batch or mask.shape[1] < length):
             mask = None
+        if mask is None and given is not None and not decoding:
+            mask = padding_of(given, length)
         packed = None
         if given is None and mask is None and not decoding:
             packed = packed_segments(kwargs.get("position_ids"), batch, length)
-        for context in self.contexts.values():
+        kept = getattr(past, KEPT, {})
+        for name, context in self.contexts.items():
+            if not context.enabled:  # a pass of the base: what was recorded and provided stays
+                continue
             context.begin(batch, length, mask, tokens.device, decoding=decoding, packed=packed)
+            context.padding_known = given is None or mask is not None
+            context.kept = dict(kept.get(name, {})) if decoding else {}
 
-    def after_root(self, root: nn.Module, args: Any, output: Any) -> None:
+    def after_root(self, root: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         self.mask = None
+        kept = {name: context.kept for name, context in self.contexts.items() if context.kept}
+        if kept:
+            cache = kwargs.get("past_key_values")
+            cache = getattr(output, "past_key_values", None) if cache is None else cache
+            if cache is not None:
+                setattr(cache, KEPT, getattr(cache, KEPT, {}) | kept)
         for context in self.contexts.values():
-            context.end()
+            context.kept = {}
+            if context.enabled:
+                context.end()
 
 
 class Prompts:
@@ -330,6 +432,6 @@ class Prompts:
         self.context = context
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        labels = kwargs.get("labels")
+        labels = by_name(model, args, kwargs).get("labels")
         if isinstance(labels, Tensor) and labels.dim() == 2:
             self.context.provide(answers=labels != -100)

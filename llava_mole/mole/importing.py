@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
@@ -39,6 +40,14 @@ CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Values of init_lora_weights that leave less in the base than there was."""
 
 
+def number(values: Any, key: str, path: Path) -> Any:
+    """A positive number of a config. Raises CheckpointError naming the key."""
+    value: Any = values.get(key) if isinstance(values, dict) else values
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise CheckpointError(f"{path}: {key}={value!r} is not a positive number")
+    return value
+
+
 class PlainLora:
     """A PEFT LoRA folder, read and checked.
 
@@ -64,7 +73,13 @@ class PlainLora:
                 "it as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)"
             )
         self.folder = folder
-        self.rank = int(values["r"])
+        self.rank = number(values, "r", path)
+        if self.rank != int(self.rank):
+            raise CheckpointError(f"{path}: r={values['r']!r} is no whole number")
+        self.rank = int(self.rank)
+        for key in values.get("alpha_pattern") or {}:
+            number(values["alpha_pattern"], key, path)
+        number(values, "lora_alpha", path)
         tensors = read_tensors(folder)
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         for name in sorted(tensors):
@@ -97,7 +112,8 @@ def import_loras(
         model: the base that the LoRAs were trained on.
         folders: as PEFT saves them.
         config: method and its options; experts, ranks, scaling and targets are taken from the
-            folders. Default: LLaVA-MoLE's.
+            folders. Default: LLaVA-MoLE's. Its router is new: two LoRAs together compute what
+            neither did until it has been trained.
         adapter_name: of the new experts.
 
     Raises:
@@ -115,6 +131,8 @@ def import_loras(
                 f"{lora.folder} and {loras[0].folder} adapt different linears, first "
                 f"{different[0]}: experts of one mixture share them"
             )
+    if isinstance(model, PeftModel):  # the folders have the names of the model that PEFT wrapped
+        model = model.get_base_model()
     root = decoder_of(model)
     prefix = next(name for name, module in model.named_modules() if module is root)
     prefix = f"{prefix}." if prefix else ""
@@ -123,6 +141,13 @@ def import_loras(
         raise CheckpointError(
             f"{loras[0].folder} adapts {outside[0]}, outside of the decoder {prefix[:-1]!r} of "
             f"{type(model).__name__}"
+        )
+    names = {name for name, _ in model.named_modules()}
+    missing = sorted(targets - names)
+    if missing:
+        raise CheckpointError(
+            f"{loras[0].folder} adapts {missing[0]}, which {type(model).__name__} has not (another "
+            "base model, with other layers?)"
         )
     ranks = [lora.rank for lora in loras]
     values = (config or MoleConfig()).to_dict() | {

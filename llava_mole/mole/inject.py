@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -34,6 +35,8 @@ def root_of(model: nn.Module, config: MoleConfig) -> nn.Module:
     """Where to look for linears. Raises ConfigError if `config.root` names no module, or a list."""
     if config.root is None:
         return decoder_of(model)
+    if isinstance(model, PeftModel):  # names are those of the model that PEFT wrapped
+        model = model.get_base_model()
     try:
         root = model.get_submodule(config.root)
     except AttributeError as error:
@@ -219,11 +222,13 @@ def layer_number(name: str) -> int | None:
 
 
 def check_name(name: str) -> None:
-    taken = hasattr(Banks(), name) or hasattr(Routers(), name)
+    if not isinstance(name, str):
+        raise ConfigError(f"adapter name {name!r}: must be a string")
+    taken = name in (BANK, ROUTER) or hasattr(Banks(), name) or hasattr(Routers(), name)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or taken:
         raise ConfigError(
-            f"adapter name {name!r}: use letters, digits, '-' and '_', and no attribute of a "
-            "ModuleDict"
+            f"adapter name {name!r}: use letters, digits, '-' and '_', and no name that the "
+            "modules holding adapters have themselves"
         )
 
 
@@ -260,8 +265,16 @@ def add_experts(
             "or delete_adapter first"
         )
     root = root_of(model, config)
-    linears = find_linears(model, root, config)
     context = RouteContext() if context is None else context
+    put_experts_into(model, root, config, adapter_name, context)
+    return context
+
+
+def put_experts_into(
+    model: nn.Module, root: nn.Module, config: MoleConfig, adapter_name: str, context: RouteContext
+) -> Adapter:
+    """`add_experts` once the root is known and the name is free."""
+    linears = find_linears(model, root, config)
     layers = 1 + max((layer_number(name) or 0 for name, _ in root.named_modules()), default=0)
     built = []
     for name, linear in linears.items():
@@ -315,8 +328,9 @@ def add_experts(
                 banks.attach(linear)
             bank.train(linear.training)
             banks.put(adapter_name, bank, router, own_router=config.scope == "linear")
-    register(model, root, Adapter(adapter_name, config, context, root))
-    return context
+    adapter = Adapter(adapter_name, config, context, root, len(built))
+    register(model, root, adapter)
+    return adapter
 
 
 def place_of(

@@ -8,12 +8,13 @@ itself opens plain LoRAs only. As in PEFT's files, names carry no adapter name a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,12 +22,14 @@ from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.mole.adapters import DEFAULT, Adapter, adapter_of
 from llava_mole.mole.config import MoleConfig
 from llava_mole.mole.hooks import BANK, ROUTER
-from llava_mole.mole.inject import add_experts
+from llava_mole.mole.inject import add_experts, layer_number
 
 PEFT_TYPE = "LLAVA_MOLE"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+CONFIG_KEY = "mole_config"
+NEEDED = ("method", "num_experts", "r", "lora_alpha", "target_modules")
 TRANSPOSED = ("lora_B", "frozen_B")
 
 
@@ -54,11 +57,20 @@ def save(
     Args:
         model: with experts.
         folder: made if missing.
-        base: name of the base model, for the reader's information.
+        base: name of the base model, for the reader's information; by default as its config has
+            it.
         adapter_name: which, where there are several.
     """
     adapter = adapter_of(model, adapter_name)
+    if len(adapter.banks) != adapter.size:
+        raise ConfigError(
+            f"{adapter.size - len(adapter.banks)} of {adapter.size} linears have lost the experts "
+            f"of {adapter.name!r}: something replaced the linears since, as PEFT's "
+            "merge_and_unload does with those it wrapped"
+        )
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; name a folder for the experts")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         PREFIX + name: as_in_file(name, tensor.detach()).contiguous().cpu()
@@ -67,15 +79,27 @@ def save(
     described = {
         "peft_type": PEFT_TYPE,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base or name_of_base(model),
         **adapter.config.to_dict(),
     }
-    writing = folder / f".{WEIGHTS_FILE}.writing"
-    save_file(tensors, writing, metadata={"format": "pt"})
-    text = folder / f".{CONFIG_FILE}.writing"
-    text.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    writing.replace(folder / WEIGHTS_FILE)
-    text.replace(folder / CONFIG_FILE)
+    with TemporaryDirectory(prefix=".writing-", dir=folder) as beside:
+        writing, text = Path(beside, WEIGHTS_FILE), Path(beside, CONFIG_FILE)
+        # The weights know their config: a stop between the two renames is noticed by `load`.
+        saved = {"format": "pt", CONFIG_KEY: as_json(adapter.config.to_dict())}
+        save_file(tensors, writing, metadata=saved)
+        text.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        writing.replace(folder / WEIGHTS_FILE)
+        text.replace(folder / CONFIG_FILE)
+
+
+def as_json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def name_of_base(model: nn.Module) -> str | None:
+    """What the model was loaded from, where it says so."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return name if isinstance(name, str) and name else None
 
 
 def load(model: nn.Module, folder: str | Path, adapter_name: str = DEFAULT) -> None:
@@ -89,6 +113,12 @@ def load(model: nn.Module, folder: str | Path, adapter_name: str = DEFAULT) -> N
     config = read_config(folder)
     # Read before the model changes.
     tensors = read_tensors(folder)
+    check_config(folder, config)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigError(
+            "load: the model is on the meta device, where nothing can be loaded; give it its "
+            "weights first"
+        )
     add_experts(model, config, adapter_name)
     try:
         put_tensors(adapter_of(model, adapter_name), tensors, folder / WEIGHTS_FILE)
@@ -97,6 +127,17 @@ def load(model: nn.Module, folder: str | Path, adapter_name: str = DEFAULT) -> N
 
         delete_adapter(model, adapter_name)
         raise
+
+
+def check_config(folder: Path, config: MoleConfig) -> None:
+    """Raises CheckpointError if the weights were written with another config."""
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        with_weights = (file.metadata() or {}).get(CONFIG_KEY)
+    if with_weights is not None and with_weights != as_json(config.to_dict()):
+        raise CheckpointError(
+            f"{folder}: {CONFIG_FILE} is not the one that {WEIGHTS_FILE} was saved with (was "
+            "saving interrupted, or the file edited?); save the experts again"
+        )
 
 
 def read_config(folder: Path) -> MoleConfig:
@@ -110,9 +151,12 @@ def read_config(folder: Path) -> MoleConfig:
         )
     values.pop("task_type", None)
     values.pop("base_model_name_or_path", None)
+    missing = [key for key in NEEDED if key not in values]
+    if missing:
+        raise CheckpointError(f"{path}: {', '.join(missing)} is missing, which save writes")
     try:
         return MoleConfig.from_dict(values)
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -121,7 +165,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing; an adapter folder holds it")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no mapping")
@@ -167,12 +211,30 @@ def check_tensors(
         for name in sorted(set(found) & set(expected))
         if found[name].shape != expected[name].shape
     ]
+    unfit = []
+    for name, tensor in sorted(found.items()):
+        if not tensor.is_floating_point():
+            unfit.append(f"{name} holds {tensor.dtype}")
+        elif not bool(torch.isfinite(tensor).all()):
+            unfit.append(f"{name} is not finite")
     problems = [
         f"{len(names)} {what}, first {names[0]}"
         for what, names in (("tensors missing", missing), ("tensors unknown", extra))
         if names
     ]
+    if unfit:
+        problems.append(f"{len(unfit)} no weights, first {unfit[0]}")
     if shapes:
         problems.append(f"{len(shapes)} of another shape (another base model?), first {shapes[0]}")
+    layers = [numbers_of_layers(names) for names in (found, expected)]
+    if layers[0] != layers[1]:
+        problems.append(
+            f"the file is of {layers[0]} layers, the model of {layers[1]} (another base model?)"
+        )
     if problems:
         raise CheckpointError(f"{path}: " + "; ".join(problems))
+
+
+def numbers_of_layers(names: Iterable[str]) -> int:
+    """How many different numbered layers there are."""
+    return len({layer_number(name) for name in names} - {None})

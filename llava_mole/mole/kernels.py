@@ -28,6 +28,8 @@ from llava_mole.mole.route import PairedRoute, Route, spread
 if TYPE_CHECKING:
     from llava_mole.mole.bank import ExpertBank
 
+PRODUCTS = ("AddmmBackward0", "MmBackward0", "ViewBackward0", "UnsafeViewBackward0")
+"""What a plain linear's output comes from."""
 Kernel = Callable[["ExpertBank", Tensor, Any, Tensor, Tensor | None], Tensor]
 SORTED = ("tiled", "grouped")
 WIDE_UNITS = 384
@@ -94,6 +96,9 @@ def compute(
         out = out.clone(memory_format=torch.contiguous_format)
     if bank.kernel == "auto" and is_single(x) and isinstance(route, Route):
         return single(bank, x, route, out)
+    if torch.is_grad_enabled() and torch.compiler.is_compiling() and not out.requires_grad:
+        # Under AOT autograd, writing into a tensor without a gradient loses the function's own.
+        out = out.clone().requires_grad_(True) * 1
     name = kernel_of(bank, x, route, out.dtype)
     flat = x.reshape(-1, x.shape[-1])
     if flat.dtype != out.dtype:
@@ -166,7 +171,10 @@ def can_overwrite(out: Tensor) -> bool:
     """Whether adding in place is allowed and reaches all of `out`."""
     if not out.is_contiguous() or out._is_view():
         return False
-    return not (out.requires_grad and out.is_leaf)
+    if out.grad_fn is None:
+        return not out.requires_grad
+    # Other functions, as tanh, keep their output for the backward pass.
+    return type(out.grad_fn).__name__ in PRODUCTS
 
 
 # ---------------------------------------------------------------------- reference
@@ -335,7 +343,7 @@ def gathered(
     hidden = torch.bmm(A, rows.unsqueeze(2)) * bank.scaling  # (N k, r, 1)
     if route.weights is not None:
         hidden = hidden * route.weights.reshape(-1, 1, 1).to(x.dtype)
-    delta = torch.bmm(hidden.transpose(1, 2), B).view(len(x), top_k, -1).sum(1)
+    delta = torch.bmm(hidden.transpose(1, 2), B).view(len(x), top_k, B.shape[2]).sum(1)
     return out + delta.view_as(out)
 
 

@@ -59,9 +59,20 @@ def means_by_sample(context: RouteContext, values: Tensor) -> Tensor:
     return sums / counts.unsqueeze(1)
 
 
-def over_samples(per_sample: Tensor, num_samples: Tensor | int | None) -> Tensor:
-    """(S,) -> mean, or sum over `num_samples` where the caller counts the whole step's."""
-    return per_sample.sum() / (len(per_sample) if num_samples is None else num_samples)
+def over_samples(
+    context: RouteContext, per_sample: Tensor, tokens: int, num_samples: Tensor | int | None
+) -> Tensor:
+    """(S,) -> mean, or sum over `num_samples` where the caller counts the whole step's.
+
+    Where a router saw other tokens than the decoder's, a pass counts as one sample here (S = 1),
+    and by as many as it had. A batch of nothing but padding has no samples: 0.
+
+    Args:
+        tokens: of the records.
+    """
+    if num_samples is None:
+        return per_sample.sum() / max(1, len(per_sample))
+    return per_sample.sum() * context.samples_where(tokens) / num_samples
 
 
 def mean_of_records(
@@ -80,7 +91,8 @@ def mean_of_records(
     total = values[0].new_zeros(())
     for group in by_tokens.values():
         per_sample = means_by_sample(context, torch.stack(group).mean(0).unsqueeze(1)).squeeze(1)
-        total = total + over_samples(per_sample, num_samples) * (len(group) / len(values))
+        mean = over_samples(context, per_sample, len(group[0]), num_samples)
+        total = total + mean * (len(group) / len(values))
     return total
 
 
@@ -102,12 +114,13 @@ def balance_loss(context: RouteContext, num_samples: Tensor | int | None = None)
     # Layers with different numbers of experts, or of tokens as where a tower merges patches,
     # cannot be pooled; each kind counts by its layers.
     total = records[0].probs.new_zeros(())
-    for (width, _), group in kinds.items():
+    for (width, tokens), group in kinds.items():
         probs = torch.stack([record.probs for record in group]).mean(0)
         chosen = torch.stack([record.chosen() for record in group]).mean(0)
         both = means_by_sample(context, torch.cat([probs, chosen], dim=1))
         per_sample = (both[:, :width] * both[:, width:]).sum(dim=1)
-        total = total + over_samples(per_sample, num_samples) * (len(group) / len(records))
+        mean = over_samples(context, per_sample, tokens, num_samples)
+        total = total + mean * (len(group) / len(records))
     return total
 
 
@@ -136,13 +149,13 @@ def balance_per_router(
         place = {"router": record.name, "layer": layer_number(record.name), "all": None}[pool]
         pools.setdefault((place, record.num_experts, len(record.probs)), []).append(record)
     total = records[0].probs.new_zeros(())
-    for (_, experts, _), group in pools.items():
+    for (_, experts, tokens), group in pools.items():
         probs = torch.stack([record.probs for record in group]).mean(0)
         first = torch.stack([weights_of(r) if of_weights else r.chosen() for r in group]).mean(0)
         both = means_by_sample(context, torch.cat([probs, first], dim=1))
         per_sample = experts * (both[:, :experts] * both[:, experts:]).sum(dim=1)
         share = 1.0 if reduction == "sum" else len(group) / len(records)
-        total = total + over_samples(per_sample, num_samples) * share
+        total = total + over_samples(context, per_sample, tokens, num_samples) * share
     return total
 
 
@@ -174,10 +187,8 @@ def auxiliary_losses(
     for adapter in adapters_of(model):
         if not adapter.context.enabled or not adapter.context.records:
             continue
-        samples: Any = num_samples
-        if samples is not None and adapter.context.segment_ids is None:
-            samples = torch.as_tensor(samples) / batch_samples
-        losses = adapter.config.losses(adapter.context, samples)
+        adapter.context.batch_samples = batch_samples
+        losses = adapter.config.losses(adapter.context, num_samples)
         check_graph(adapter.routers, list(losses.values()))
         for name, loss in losses.items():
             total[name] = total[name] + loss if name in total else loss
@@ -191,6 +202,8 @@ def check_graph(routers: Sequence[nn.Module], losses: list[Tensor]) -> None:
     trained = any(p.requires_grad for router in routers for p in router.parameters())
     if trained and any(router.training for router in routers):
         raise ConfigError(
-            "the auxiliary losses have no gradient: the last forward pass ran without one. With "
-            "activation checkpointing, say gradient_checkpointing_kwargs={'use_reentrant': False}"
+            "the auxiliary losses have no gradient: the last forward pass ran without one, under "
+            "torch.no_grad (then call model.eval(), or ask under torch.no_grad too), or with "
+            "reentrant activation checkpointing (then say gradient_checkpointing_kwargs="
+            "{'use_reentrant': False})"
         )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from llava_mole.errors import ConfigError
 from llava_mole.mole.adapters import adapter_of, delete_adapter
 from llava_mole.mole.hooks import PLAIN_TENSORS
 from llava_mole.mole.inject import base_weight
+
+
+def is_plain_lora(module: nn.Module) -> bool:
+    """Whether PEFT's wrapper only adds B A x to the linear's output."""
+    variants = getattr(module, "lora_variant", {})
+    return isinstance(module, LoraLayer) and not any(variants.values())
 
 
 @torch.no_grad()
@@ -28,8 +37,19 @@ def merge(model: nn.Module, name: str | None = None) -> None:
             "beside the base."
         )
     banks = adapter.banks
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for linear, bank in banks.items():
-        weight = base_weight(adapter.root.get_submodule(linear))
+        module = adapter.root.get_submodule(linear)
+        weight = base_weight(module)
+        if hasattr(module, "base_layer") and not is_plain_lora(module):
+            raise ConfigError(
+                f"cannot merge into {linear}: PEFT's {type(module).__name__} there does more than "
+                "add to its output, and would change what is merged; merge or remove it first"
+            )
+        if uses[id(weight)] > 1:
+            raise ConfigError(
+                f"cannot merge into {linear}: another module shares its weight and would be changed"
+            )
         plain = type(weight) in PLAIN_TENSORS and weight.is_floating_point()
         if not plain or weight.shape != (bank.out_features, bank.in_features):
             raise ConfigError(

@@ -41,6 +41,14 @@ class Route:
     _host: list[int] = field(default_factory=list, repr=False, compare=False)
 
     @property
+    def tokens(self) -> int | None:
+        """How many it was decided for; None: any number."""
+        for decided in (self.indices, self.weights):
+            if decided is not None:
+                return len(decided)
+        return None
+
+    @property
     def top_k(self) -> int | None:
         return None if self.indices is None else self.indices.shape[1]
 
@@ -103,6 +111,10 @@ class PairedRoute:
     weights: Tensor | None = None
     probs: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.sequence)
 
     def core(self, hidden: Tensor, scaling: float) -> Tensor:
         """(tokens, R) values of A's units -> (tokens, R) inputs of B's."""

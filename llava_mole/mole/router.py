@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llava_mole.errors import ConfigError
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.route import PairedRoute, Route
 
@@ -148,6 +149,12 @@ class LinearRouter(Router):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, bank: ExpertBank | None = None) -> Route:
+        if x.shape[-1] != self.weight.shape[1]:
+            raise ConfigError(
+                f"the router of {self.name!r} reads vectors of {self.weight.shape[1]}, and was "
+                f"given {x.shape[-1]}: its block does not hand its input to its linears as it is. "
+                "Leave the block out (exclude_modules), or choose a method with a router per linear"
+            )
         probs = float32_linear(x, self.weight, self.bias).softmax(dim=-1)
         if self.top_k is None:
             return Route(None, probs, probs)

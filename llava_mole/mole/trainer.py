@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -89,6 +90,7 @@ class AuxiliaryLossMixin(Trainer):
             super().__init__(model, *args, **options)
         adapters_of(self.model)
         self._refuse_pieces()
+        self._refuse_moving_reference()
         # A trainer that wraps the model for PEFT freezes all that is not PEFT's.
         for parameter in learning:
             parameter.requires_grad_(True)
@@ -97,6 +99,8 @@ class AuxiliaryLossMixin(Trainer):
         self.samples_in_step: Tensor | None = None
         """Of all micro-batches and ranks of the optimizer step at hand."""
         self._tied: nn.Module | None = None
+        self._shares: tuple[Any, Any] | None = None
+        self._of_pass: dict[str, Tensor] | None = None
         self._steps = 0
         self._trained: dict[str, Tensor] = {}
         self._evaluated: dict[str, Tensor] = {}
@@ -118,6 +122,29 @@ class AuxiliaryLossMixin(Trainer):
                 "are per sample"
             )
 
+    def _refuse_moving_reference(self) -> None:
+        """DPO and its like take the model without PEFT's adapter for a reference."""
+        if isinstance(self.model, PeftModel) and getattr(self, "ref_model", self) is None:
+            raise ConfigError(
+                "the reference model would be this one with PEFT's LoRA switched off, and its "
+                "experts on, learning: give a ref_model of its own"
+            )
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        if not any(parameter.requires_grad for parameter in learnt(self.model).values()):
+            warnings.warn(
+                "no expert or router learns: something froze them since add_experts, as "
+                "get_peft_model does. Call get_peft_model first, then add_experts",
+                stacklevel=2,
+            )
+        return super().train(*args, **options)
+
+    def predict(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().predict(*args, **options)
+        finally:
+            self._evaluated = {}  # of these rows, not of the next evaluation's
+
     # ------------------------------------------------------------------ the loss
 
     def get_batch_samples(self, *args: Any, **options: Any) -> Any:
@@ -128,7 +155,7 @@ class AuxiliaryLossMixin(Trainer):
         count = torch.stack(counts).sum() if counts else torch.zeros((), device=device)
         # Ranks of a tensor-parallel group read the same rows.
         self.samples_in_step = self.accelerator.gather(count.float()).sum() / self.get_tp_size()
-        self._steps += 1
+        self._steps += bool(batches)  # an iterable may have ended
         return batches, items
 
     def compute_loss(
@@ -142,7 +169,9 @@ class AuxiliaryLossMixin(Trainer):
         training = self.model.training
         if self._tied is not self.model:  # a new one, where `model_init` made it
             self._tied = self.model
-            self.model.register_forward_hook(tie_routers)
+            self.model.register_forward_hook(self._after_pass)
+        self._of_pass, self._shares = None, (self.samples_in_step, samples) if training else None
+        say_answers(self.model, inputs.get("labels"))
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
@@ -150,7 +179,9 @@ class AuxiliaryLossMixin(Trainer):
             add_up(self._evaluated, auxiliary_losses(self.model), samples)
             return result
         loss, outputs = result if return_outputs else (result, None)
-        losses = auxiliary_losses(self.model, self.samples_in_step, samples)
+        losses = self._of_pass
+        if losses is None:
+            losses = auxiliary_losses(self.model, self.samples_in_step, samples)
         add_up(self._trained, losses)
         # Ranks average their gradients, and the trainer may divide by its steps; these losses are
         # shares of the step's, to be summed.
@@ -162,6 +193,14 @@ class AuxiliaryLossMixin(Trainer):
         for value in losses.values():
             loss = loss + scale * value.to(loss.device)
         return (loss, outputs) if return_outputs else loss
+
+    def _after_pass(self, model: nn.Module, args: Any, output: Any) -> Any:
+        """Forward hook: keep the losses of the pass that trains. Another without a graph may follow
+        within `compute_loss`, as TRL's for its metrics, and they are those of the last pass."""
+        if self._shares is None or not torch.is_grad_enabled():
+            return None
+        self._of_pass = auxiliary_losses(model, *self._shares)
+        return tie_routers(self._of_pass, output)
 
     def _will_divide(self, num_items_in_batch: Any) -> bool:
         """Whether `training_step` divides the loss by the number of micro-batches."""
@@ -248,16 +287,24 @@ class AuxiliaryLossMixin(Trainer):
 SAMPLES = "samples"
 
 
-def tie_routers(model: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook: make the model's output depend on its routers, by nothing.
+def say_answers(model: nn.Module, labels: Any) -> None:
+    """Where prompts end, for routers that pool them: a trainer may keep labels from the model."""
+    if isinstance(labels, Tensor) and labels.dim() == 2:
+        for adapter in adapters_of(model):
+            if adapter.config.prefix_depends_on_question:
+                adapter.context.provide(answers=labels != -100)
+
+
+def tie_routers(losses: Mapping[str, Tensor], output: Any) -> Any:
+    """Make the model's output depend on its routers, by nothing.
 
     DistributedDataParallel looks in the output for parameters that took part. Without this it
     takes routers that only auxiliary losses train for unused, and fails at their gradient.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or not torch.is_grad_enabled():
+    if not distributed:
         return None
-    nothing = 0 * sum(auxiliary_losses(model).values())
+    nothing = 0 * sum(losses.values())
     items = dict(output) if isinstance(output, Mapping) else dict(enumerate(output))
     learning = {k: v for k, v in items.items() if isinstance(v, Tensor) and v.requires_grad}
     if not learning or not isinstance(nothing, Tensor):

@@ -42,6 +42,7 @@ def method_class(name: object) -> type[MoleConfig]:
     """Raises ConfigError on a name that is none."""
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(str(name), METHODS, 1)
+    plain = str(name).lower().replace("-", "_").replace(" ", "_")
+    near = difflib.get_close_matches(plain, METHODS, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"method={name!r}: allowed are {', '.join(METHODS)}{hint}")

@@ -18,17 +18,17 @@ the weight of the L1 term.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava_mole.errors import ConfigError
-from llava_mole.mole.adapters import adapter_of, delete_adapter
+from llava_mole.mole.adapters import adapter_of, delete_adapter, rename_adapter
 from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place
-from llava_mole.mole.inject import add_experts
+from llava_mole.mole.inject import put_experts_into
 from llava_mole.mole.kernels import sum_units
 from llava_mole.mole.losses import mean_of_records
 from llava_mole.mole.route import Route, spread
@@ -146,17 +146,27 @@ def append_task(model: nn.Module, name: str | None = None) -> None:
     if not isinstance(config, AmLora) or not isinstance(config.num_experts, int):
         raise ConfigError(f"append_task is for method 'amlora', these experts are {config.method}")
     banks = {plain_name(name): bank for name, bank in adapter.banks.items()}
-    routers = {plain_name(router.name): router for router in adapter.routers}
-    delete_adapter(model, adapter.name)
-    grown_config = replace(config, num_experts=config.num_experts + 1)
-    add_experts(model, grown_config, adapter.name, adapter.context)
-    grown = adapter_of(model, adapter.name)
-    for linear, bank in grown.banks.items():
+    grown = replace(config, num_experts=config.num_experts + 1)
+    # The same linears, by name: what found them may mean others since PEFT wrapped the model.
+    here = replace(
+        grown, target_modules=tuple(banks), exclude_modules=(), layers_to_transform=None, root=None
+    )
+    context, enabled = adapter.context, adapter.context.enabled
+    beside = put_experts_into(model, adapter.root, here, f"{adapter.name}-grown", context)
+    for linear, bank in beside.banks.items():
         assert bank.frozen_A is not None
         assert bank.frozen_B is not None
-        bank.frozen_A.copy_(banks[plain_name(linear)].A)
-        bank.frozen_B.copy_(banks[plain_name(linear)].B)
-    for router in grown.routers:
-        before: Any = routers[plain_name(router.name)]
-        router.weight[:-1] = before.weight  # type: ignore[operator]
-        router.bias[:-1] = before.bias  # type: ignore[operator]
+        before = banks[plain_name(linear)]
+        bank.frozen_A.data = before.A.detach().clone()
+        bank.frozen_B.data = before.B.detach().clone()
+        assert bank.lora_A is not None
+        bank.to(bank.frozen_A)
+    routers: Any = {plain_name(router.name): router for router in adapter.routers}
+    for router in beside.routers:
+        old, new = routers[plain_name(router.name)], cast(Any, router)
+        new.weight[:-1] = old.weight
+        new.bias[:-1] = old.bias
+    # All is there: only now the old experts go.
+    delete_adapter(model, adapter.name)
+    rename_adapter(model, beside, adapter.name)
+    beside.config, context.enabled = grown, enabled

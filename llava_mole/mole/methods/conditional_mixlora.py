@@ -71,10 +71,17 @@ class ConditionalMixLora(MoleConfig):
             )
         whole = isinstance(self.num_experts, int) and isinstance(self.r, int)
         if whole and self.r > self.num_experts:  # type: ignore[operator]
-            problems.append(f"r={self.r} of num_experts={self.num_experts} factors")
+            problems.append(
+                f"r={self.r}: r factors are chosen from num_experts={self.num_experts}; give more "
+                "experts or a smaller r"
+            )
         return problems
 
     def build_bank(self, place: Place) -> ExpertBank:
+        if place.r > place.num_experts:
+            raise ConfigError(
+                f"{place.name}: r={place.r} factors are chosen from num_experts={place.num_experts}"
+            )
         return ExpertBank(
             place.in_features,
             place.out_features,
@@ -112,7 +119,6 @@ class FactorRouter(Router):
     Attributes:
         weight_A, weight_B: (E, d_in), W_A and W_B.
         weight_AB: (r, E, d_in).
-        prefill: the last route that was decided from a prompt.
     """
 
     def __init__(
@@ -133,7 +139,6 @@ class FactorRouter(Router):
         self.weight_AB = nn.Parameter(torch.empty(chosen, num_experts, width, device=device))
         for weight in (self.weight_A, self.weight_B, *self.weight_AB):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-        self.prefill: PairedRoute | None = None
 
     def forward(self, x: Tensor, bank: ExpertBank | None = None) -> PairedRoute:
         assert bank is not None
@@ -158,12 +163,13 @@ class FactorRouter(Router):
         probs_b = probs_b / (1 + self.ifs_weight)  # of two softmaxes: sums to 1 again
         route = PairedRoute(sequence, units_a, units_b, weights, probs_b)
         kept = None if weights is None else weights.detach()
-        self.prefill = PairedRoute(sequence, units_a, units_b, kept, probs_b.detach())
+        prefill = PairedRoute(sequence, units_a, units_b, kept, probs_b.detach())
+        self.context.kept[self.name] = prefill
         return route
 
     def continued(self, sequence: Tensor, rows: int) -> PairedRoute:
         """Prefill's choice for the tokens of a decoding step."""
-        before = self.prefill
+        before = self.context.kept.get(self.name)
         if before is None or len(before.units_a) != rows:
             found = "none" if before is None else f"one of {len(before.units_a)} sequences"
             raise ConfigError(
@@ -210,6 +216,11 @@ def prompt_means(context: RouteContext, x: Tensor, sequence: Tensor, rows: int) 
     pooled = context.segment_ids >= 0
     if context.prompt_mask is not None:
         pooled = pooled & context.prompt_mask.to(pooled.device)
+    if not context.padding_known and len(pooled) > 1:
+        raise ConfigError(
+            "these experts read the prompt, and the attention mask does not tell its padding; say "
+            "it with mole_context(model)[0].provide(segment_ids=...), -1 at padding and else 0"
+        )
     keep = pooled.reshape(-1).float()
     counts = torch.zeros(rows, device=x.device).index_add(0, sequence, keep)
     if bool(((counts == 0) & occupied(context, sequence, rows)).any()):

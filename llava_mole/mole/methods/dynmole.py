@@ -82,10 +82,11 @@ class DynMole(MoleConfig):
         problems += self.not_whole("keep_top_k")
         problems += self.below("entropy_threshold", "top_p", "entropy_coef", "balance_coef")
         for key in ("entropy_index", "entropy_eps"):
-            if not getattr(self, key) > 0:
-                problems.append(f"{key}={getattr(self, key)!r}: must be above 0")
-        if isinstance(self.num_experts, int) and self.keep_top_k > self.num_experts:
-            problems.append(f"keep_top_k={self.keep_top_k} of num_experts={self.num_experts}")
+            problems += self.not_number(key, lambda v: 0 < v < math.inf, "above 0")
+        if isinstance(self.keep_top_k, int):
+            problems += self.not_above("keep_top_k", "num_experts")
+        else:
+            problems.append(f"keep_top_k={self.keep_top_k!r}: one number for all layers")
         return problems
 
     def build_router(self, place: Place) -> EntropyRouter:

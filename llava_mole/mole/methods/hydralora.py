@@ -42,4 +42,6 @@ class HydraLora(MoleConfig):
         return largest(self.num_experts) > 1
 
     def refuses_merge(self) -> str | None:
-        return None if self.num_experts == 1 else "each token weights the experts its own way"
+        if largest(self.num_experts) == 1:
+            return None
+        return "each token weights the experts its own way"

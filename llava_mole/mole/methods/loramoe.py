@@ -77,22 +77,29 @@ class LoraMoe(MoleConfig):
         return largest(self.num_experts) > 1
 
     def refuses_merge(self) -> str | None:
-        return None if self.num_experts == 1 else "each token weights the experts its own way"
+        if largest(self.num_experts) == 1:
+            return None
+        return "each token weights the experts its own way"
 
 
 def type_factors(context: RouteContext, samples: int, experts: int, delta: float) -> Tensor:
     """(S, E): 1 + delta where sample and expert are of one type, 1 - delta elsewhere."""
     if context.sample_types is None:
         return torch.ones(samples, experts)
-    if context.sample_types.shape != (samples,):
+    types = context.sample_types.cpu()
+    if context.segment_ids is not None and len(types) == len(context.segment_ids) != samples:
+        types = types[(context.segment_ids >= 0).any(1).cpu()]  # rows of padding are no samples
+    if types.shape != (samples,):
         raise ConfigError(
             f"sample_types of shape {tuple(context.sample_types.shape)} for {samples} samples"
         )
     of_expert = (torch.arange(experts) < experts // 2).long()
-    same = context.sample_types.cpu()[:, None] == of_expert
+    same = types[:, None] == of_expert
     return torch.where(same, 1 + delta, 1 - delta)
 
 
 def dispersion(values: Tensor, kind: str) -> Tensor:
+    if values.numel() < 2:  # a batch of nothing but padding
+        return values.sum()
     mean = values.mean()
     return values.var() / (mean**2 if kind == "cv_squared" else mean)

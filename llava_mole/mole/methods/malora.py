@@ -44,6 +44,7 @@ class MaLora(MoleConfig):
 
     def problems(self) -> list[str]:
         problems = [*super().problems(), *self.below("balance_coef")]
+        problems += self.not_above("top_k", "num_experts")
         problems += self.one_rank("the experts of this method are of one rank")
         for key in ("shared_r", "top_k"):
             problems += self.not_whole(key)

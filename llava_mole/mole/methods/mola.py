@@ -42,7 +42,12 @@ class MoLA(MoleConfig):
     rule: ClassVar[str] = "top-k of softmax(W x), renormalised, per linear; E differs by layer"
 
     def problems(self) -> list[str]:
-        return [*super().problems(), *self.not_whole("top_k"), *self.below("balance_coef")]
+        return [
+            *super().problems(),
+            *self.not_whole("top_k"),
+            *self.below("balance_coef"),
+            *self.not_above("top_k", "num_experts"),
+        ]
 
     def top_k_at(self, layer: int | None, layers: int) -> int | None:
         return at_layer(self.top_k, layer, layers, "top_k")

@@ -58,6 +58,7 @@ class SMoRA(MoleConfig):
             *self.not_whole("top_k"),
             *self.not_among("bias_in", ("gates", "selection")),
             *self.below("bias_update"),
+            *self.not_above("top_k", "num_experts"),
         ]
 
     def top_k_at(self, layer: int | None, layers: int) -> int | None:
@@ -118,7 +119,9 @@ class UnitRouter(Router):
         indices = biased.detach().topk(self.top_k, dim=1).indices
         values = biased if self.bias_in == "gates" else scores
         chosen = values.gather(1, indices)
-        weights = self.top_k * chosen / chosen.sum(dim=1, keepdim=True)
+        # A token may be far from all units: sigmoids that underflow must not divide 0 by 0.
+        tiny = torch.finfo(chosen.dtype).tiny
+        weights = self.top_k * (chosen + tiny) / (chosen + tiny).sum(dim=1, keepdim=True)
         if self.training and self.context.recording and self.bias_update:
             self.count(indices)
         return Route(indices, weights, scores / scores.sum(dim=1, keepdim=True))

@@ -1,5 +1,7 @@
 """Conditional MixLoRA against its formula: factors of A and of B, chosen for a whole sequence."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -171,9 +173,21 @@ def test_training_routes_as_prefill_does_and_decoding_keeps_the_route() -> None:
 def test_decoding_another_batch_than_was_prefilled_is_refused() -> None:
     model = model_with(config())
     cache = model(IDS, use_cache=True).past_key_values
-    model(random_ids(3, 4))
-    with pytest.raises(ConfigError, match=r"continues 2 sequences .* one of 3 sequences"):
-        model(IDS[:, :1], past_key_values=cache)
+    cache.batch_repeat_interleave(2)
+    with pytest.raises(ConfigError, match=r"continues 4 sequences .* one of 2 sequences"):
+        model(random_ids(4, 1), past_key_values=cache)
+
+
+def test_requests_that_take_turns_keep_each_its_own_route() -> None:
+    model = model_with(config())
+    first, second = IDS[:1], IDS[1:]
+    with torch.no_grad():
+        cache = model(first[:, :PROMPT], use_cache=True).past_key_values
+        expected = model(first[:, PROMPT:], past_key_values=copy.deepcopy(cache)).logits
+        other = model(second[:, :PROMPT], use_cache=True).past_key_values
+        found = model(first[:, PROMPT:], past_key_values=cache).logits
+        assert torch.equal(found, expected)
+        assert not torch.equal(model(second[:, PROMPT:], past_key_values=other).logits, found)
 
 
 # ---------------------------------------------------------------------- several samples in a row

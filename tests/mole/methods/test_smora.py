@@ -208,5 +208,5 @@ def test_an_impossible_option_is_refused_by_name(key: str, value: object) -> Non
 
 
 def test_more_choices_than_units_are_refused() -> None:
-    with pytest.raises(ConfigError, match=f"top_k=9 of num_experts={UNITS}"):
+    with pytest.raises(ConfigError, match=f"top_k=9: more than num_experts={UNITS}"):
         add_experts(language_model("llama"), config(top_k=9))
