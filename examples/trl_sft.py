@@ -1,7 +1,7 @@
 """Train LLaVA-MoLE's experts on a vision-language model with TRL's SFTTrainer.
 
-    pip install "llava-mole[examples]"
-    python examples/trl_sft.py                                  # a tiny model, offline, seconds
+    pip install -e ".[examples]"
+    python examples/trl_sft.py                             # a tiny model, offline, about a minute
     python examples/trl_sft.py --model Qwen/Qwen2.5-VL-3B-Instruct --batch-size 4 --accumulate 4
 
 The pictures are drawn here: shapes in colours, with a question and an answer each. Without --model
@@ -55,6 +55,11 @@ from llava_mole.mole import (
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle")
+
+
+OF_UNITS = ("smora", "conditional_mixlora")
+"""Methods that choose among many single rank units, not among a few experts."""
+FEW = "4 of rank 8; the method's own where experts are single rank units"
 
 
 class MoleSFTTrainer(AuxiliaryLossMixin, SFTTrainer):
@@ -176,14 +181,22 @@ def parse() -> argparse.Namespace:
 
     def add(flag: str, default: Any, text: str, **options: Any) -> None:
         options.setdefault("type", type(default) if default is not None else str)
-        shown = "a tiny random LLaVA" if default is None else default
+        shown = options.pop("shown", "a tiny random LLaVA" if default is None else default)
         parser.add_argument(flag, default=default, help=f"{text} (default: {shown})", **options)
 
     add("--model", None, "a vision-language model: folder or name on the hub")
     add("--out", Path("runs/trl_sft"), "where checkpoints and the adapter go", type=Path)
     add("--method", "llava_mole", "how tokens choose experts", choices=sorted(METHODS))
-    add("--experts", 4, "experts per linear; a good start is one per kind of data")
-    add("--rank", 8, "rank of each expert; the adapter grows with experts x rank")
+    add(
+        "--experts",
+        None,
+        "experts per linear; a good start is one per kind of data",
+        type=int,
+        shown=FEW,
+    )
+    add(
+        "--rank", None, "of each expert; the adapter grows with experts x rank", type=int, shown=FEW
+    )
     parser.add_argument(
         "--balance", type=float, metavar="WEIGHT",
         help="of the balance loss; too low: one expert takes every token (default: the method's)",
@@ -208,13 +221,12 @@ def main() -> None:
     rows = drawn_questions(options.rows, side, options.seed)
 
     # 1. Experts go into the language model's MLPs, in place. Nothing else learns.
-    config = MoleConfig(
-        method=options.method,
-        num_experts=options.experts,
-        r=options.rank,
-        lora_alpha=2.0 * options.rank,
-        **({} if options.balance is None else {"balance_coef": options.balance}),
-    )
+    given = {"num_experts": options.experts, "r": options.rank, "balance_coef": options.balance}
+    values: dict[str, Any] = {} if options.method in OF_UNITS else {"num_experts": 4, "r": 8}
+    values |= {key: value for key, value in given.items() if value is not None}
+    if options.method not in OF_UNITS:
+        values["lora_alpha"] = 2.0 * values["r"]
+    config = MoleConfig(method=options.method, **values)
     add_experts(model, config)
     mark_trainable(model)
     count = sum(p.numel() for p in expert_parameters(model).values())

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from llava_mole.mole.router import LinearRouter, Router
 
 KERNELS = ("auto", "masked", "gathered", "tiled", "grouped", "reference")
+ALSO_CALLED = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "experts": "num_experts",
+}
 MLP_LINEARS = "mlp-linears"
 ALL_LINEARS = "all-linear"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,8 +72,7 @@ class MoleConfig:
 
     method: str = "llava_mole"
     num_experts: PerLayer = 4
-    """Per linear. A list gives one number per layer, or per equal group of layers, from the
-    bottom."""
+    """Per linear. A list gives one number per layer, or per group of layers, from the bottom."""
     r: PerLayer = 16
     """Rank of one expert; a list as above."""
     expert_ranks: tuple[int, ...] | None = None
@@ -292,7 +297,7 @@ def check_keys(cls: type[MoleConfig], values: dict[str, Any]) -> None:
     known = [field.name for field in fields(cls)]
     unknown = [key for key in values if key not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, 1)
+        near = difflib.get_close_matches(ALSO_CALLED.get(unknown[0], unknown[0]), known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
             f"MoleConfig(method={cls.method!r}): unknown keys {unknown}{hint} (known: "
@@ -304,7 +309,8 @@ def at_layer(value: PerLayer, layer: int | None, layers: int, key: str) -> int:
     """A per-layer number.
 
     Args:
-        value: one for all, or a list: one per layer or per equal group of layers from the bottom.
+        value: one for all, or a list: one per layer or per group of layers from the bottom, the
+            groups as equal as they divide.
         layer: number of the layer, or None outside of numbered layers.
         layers: how many there are.
         key: its name, for errors.
@@ -318,7 +324,8 @@ def at_layer(value: PerLayer, layer: int | None, layers: int, key: str) -> int:
         raise ConfigError(f"{key}={list(value)}: a list needs numbered layers, found none here")
     if len(value) > layers:
         raise ConfigError(
-            f"{key}: {len(value)} values for {layers} layers; give one per layer, or fewer for "
-            "equal groups of layers"
+            f"{key}={list(value)}: {len(value)} values for {layers} layers (a default of the "
+            "method, if you gave none); give one number, one per layer, or fewer for groups of "
+            "layers"
         )
     return value[layer * len(value) // layers]

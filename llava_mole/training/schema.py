@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from llava_mole.errors import ConfigError
 from llava_mole.mole import MoleConfig
-from llava_mole.mole.methods import method_class
+from llava_mole.mole.methods import METHODS, method_class
 from llava_mole.training.parts import PARTS
 from llava_mole.training.recipe import Recipe, StageRecipe, WarmStartRecipe
 
@@ -113,6 +113,20 @@ def nearest(key: str, known: Sequence[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else f" (known: {', '.join(known)})"
 
 
+def other_methods(cls: type, key: str, path: str) -> str:
+    """Whose key it is, where it belongs to other methods of mixing experts."""
+    if not issubclass(cls, MoleConfig):
+        return ""
+    owners = [name for name, one in METHODS.items() if key in one.__dataclass_fields__]
+    if not owners:
+        return ""
+    own = cls.method
+    return (
+        f", it belongs to method {', '.join(owners)}; to change the method replace the block: "
+        f"'{path}={{method: {own}}}'"
+    )
+
+
 def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
     """A dataclass from a mapping; problems are collected, and None returned where there are any."""
     if not isinstance(values, dict):
@@ -129,7 +143,8 @@ def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
-            problems.append(f"{join(path, key)}: unknown key{nearest(str(key), list(fields))}")
+            hint = other_methods(cls, str(key), path) or nearest(str(key), list(fields))
+            problems.append(f"{join(path, key)}: unknown key{hint}")
     found = {}
     for name, field in fields.items():
         if name not in values:

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    OFTConfig,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from torch import nn
 from torch.testing import assert_close
 
@@ -30,6 +36,9 @@ ONE = {"num_experts": 1, "r": 2}
 CONSTANT: list[dict[str, Any]] = [
     {"method": "multilora"},
     {"method": "multilora", "num_experts": 2, "expert_ranks": (1, 3)},
+    {"method": "llava_mole", "num_experts": [1, 1], "r": 2},
+    {"method": "loramoe", "num_experts": [1, 1], "r": 2},
+    {"method": "hydralora", "num_experts": [1, 1], "r": 2},
     {"method": "llava_mole", **ONE},
     {"method": "llava_mole", **ONE, "gate": "straight_through"},
     {"method": "llava_mole", **ONE, "gate": "scaled"},
@@ -137,6 +146,57 @@ def test_experts_merge_into_the_base_below_a_lora_of_pefts() -> None:
     before = model(IDS).logits
     merge(model)
     assert_close(model(IDS).logits, before, **SAME)
+
+
+def below_pefts(config: Any) -> Any:
+    """Experts on linears that PEFT has wrapped, all weights random."""
+    model = get_peft_model(language_model("llama"), config)
+    add_experts(model, MoleConfig(method="multilora", r=2, target_modules=["up_proj"]))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("lora_", "ia3_", "oft_")):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, use_dora=True, target_modules=["up_proj"]),
+        IA3Config(target_modules=["up_proj"], feedforward_modules=[]),
+        IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"]),
+        OFTConfig(oft_block_size=8, target_modules=["up_proj"]),
+    ],
+    ids=["dora", "ia3 of outputs", "ia3 of inputs", "oft"],
+)
+def test_below_what_scales_or_turns_merging_is_refused_and_changes_nothing(config: Any) -> None:
+    model = below_pefts(config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"up_proj: PEFT's \w+ there does more than add"):
+        merge(model)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_below_a_lora_that_only_adds_merging_is_exact() -> None:
+    model = below_pefts(LoraConfig(r=2, target_modules=["up_proj"]))
+    before = model(IDS).logits
+    merge(model)
+    assert_close(model(IDS).logits, before, **SAME)
+
+
+def test_a_weight_that_two_linears_share_is_refused_and_stays() -> None:
+    model = language_model("llama")
+    first, second = (layer.mlp.up_proj for layer in model.model.layers)
+    second.weight = first.weight
+    add_experts(model, MoleConfig(**ONE))
+    awaken(model)
+    before = first.weight.clone()
+    with pytest.raises(ConfigError, match=r"up_proj: another module shares its weight"):
+        merge(model)
+    assert torch.equal(first.weight, before)
+    adapter_of(model)  # is still there
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
