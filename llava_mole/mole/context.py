@@ -51,7 +51,7 @@ class RouteContext:
         sample_types: (B,) kind of each sample, for losses that know kinds; or None.
         decoding: this pass continues a KV cache.
         batch_samples: of the pass, where `auxiliary_losses` was told and its tokens do not say.
-        padding_known: whether a mask, if one was given, told the padding.
+        padding_known: whether a mask, if one was given, or who provides segments told the padding.
         kept: router's name -> what it decided from the prompt; goes with the KV cache.
         records: one per router, of the last recorded pass.
         enabled: False makes every hook a no-op: the base model answers.
@@ -117,6 +117,7 @@ class RouteContext:
         provided, self._provided = self._provided, {}
         if "segment_ids" in provided:
             self.segment_ids = provided["segment_ids"]
+            self.padding_known = True
             if self.segment_ids.shape != (batch, length):
                 raise ConfigError(
                     f"segment_ids of shape {tuple(self.segment_ids.shape)} for tokens of shape "

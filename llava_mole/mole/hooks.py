@@ -337,6 +337,15 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return dict(zip(names, args, strict=False)) | kwargs
 
 
+def cache_of(kwargs: dict[str, Any], output: Any = None) -> Any:
+    """The cache that a pass was given or made, of attention or of a state-space model; or None."""
+    for key in ("past_key_values", "cache_params"):
+        for found in (kwargs.get(key), getattr(output, key, None)):
+            if found is not None:
+                return found
+    return None
+
+
 def continues(state: Any) -> bool:
     """Whether the state of a state-space model holds an earlier pass."""
     found = getattr(state, "has_previous_state", False)
@@ -403,20 +412,19 @@ class Passes:
         packed = None
         if given is None and mask is None and not decoding:
             packed = packed_segments(kwargs.get("position_ids"), batch, length)
-        kept = getattr(past, KEPT, {})
+        kept = getattr(cache_of(kwargs), KEPT, {})
         for name, context in self.contexts.items():
             if not context.enabled:  # a pass of the base: what was recorded and provided stays
                 continue
-            context.begin(batch, length, mask, tokens.device, decoding=decoding, packed=packed)
             context.padding_known = given is None or mask is not None
+            context.begin(batch, length, mask, tokens.device, decoding=decoding, packed=packed)
             context.kept = dict(kept.get(name, {})) if decoding else {}
 
     def after_root(self, root: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         self.mask = None
         kept = {name: context.kept for name, context in self.contexts.items() if context.kept}
         if kept:
-            cache = kwargs.get("past_key_values")
-            cache = getattr(output, "past_key_values", None) if cache is None else cache
+            cache = cache_of(kwargs, output)
             if cache is not None:
                 setattr(cache, KEPT, getattr(cache, KEPT, {}) | kept)
         for context in self.contexts.values():

@@ -142,6 +142,17 @@ def test_the_configs_options_are_kept_and_its_shape_is_the_folders(make: Make) -
     assert (config.gate, config.kernel, config.balance_coef) == ("scaled", "reference", 0.5)
 
 
+def test_onto_a_model_that_peft_wrapped_as_onto_the_plain_one(make: Make) -> None:
+    folder, expected = make()
+    wrapped = get_peft_model(language_model("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    import_loras(wrapped, [folder])  # PEFT's own LoRA starts at zero
+    plain = language_model("llama")
+    import_loras(plain, [folder])
+    found = wrapped.eval()(IDS).logits
+    assert_close(found, plain(IDS).logits, rtol=0, atol=0)
+    assert_close(found, expected, **SAME)
+
+
 # ---------------------------------------------------------------------- what is refused
 
 
@@ -202,6 +213,34 @@ def test_a_lora_that_is_more_than_its_matrices_is_refused_by_key(
     refused([change(make()[0], **{key: value})], key)
 
 
+NO_NUMBER = [None, 0, -1, "x", True, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, v) for key in ("r", "lora_alpha") for v in NO_NUMBER] + [("r", 4.7)]
+)
+def test_a_rank_or_alpha_that_is_no_number_is_refused_by_key(
+    key: str, value: object, make: Make
+) -> None:
+    what = "no whole number" if value == 4.7 else "not a positive number"
+    refused([change(make()[0], **{key: value})], rf"adapter_config\.json: {key}=.* is {what}")
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha"])
+def test_a_rank_or_alpha_that_is_missing_is_refused_by_key(key: str, make: Make) -> None:
+    folder, _ = make()
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text())
+    del values[key]
+    file.write_text(json.dumps(values))
+    refused([folder], rf"adapter_config\.json: {key}=None is not a positive number")
+
+
+def test_an_alpha_of_some_linears_that_is_no_number_is_refused_by_its_pattern(make: Make) -> None:
+    folder = change(make()[0], alpha_pattern={"up_proj": 40, "down_proj": None})
+    refused([folder], "down_proj=None is not a positive number")
+
+
 def test_loras_of_different_linears_are_refused_with_the_first_of_them(make: Make) -> None:
     one, other = make()[0], make(target_modules=["up_proj"])[0]
     refused([one, other], r"adapt different linears, first model\.layers\.0\.mlp\.down_proj")
@@ -209,6 +248,19 @@ def test_loras_of_different_linears_are_refused_with_the_first_of_them(make: Mak
 
 def test_linears_that_the_model_does_not_have_are_refused(make: Make) -> None:
     refused([make("phi3", target_modules=["gate_up_proj"])[0]], "gate_up_proj")
+
+
+def test_a_base_of_fewer_layers_is_told_the_first_linear_that_it_lacks(make: Make) -> None:
+    folder, _ = make(base={"num_hidden_layers": 3})
+    refused([folder], r"adapts model\.layers\.2\.mlp\.down_proj, which LlamaForCausalLM has not")
+
+
+def test_a_bare_decoder_is_not_the_model_that_the_lora_was_trained_on(make: Make) -> None:
+    decoder = language_model("llama").model
+    names = set(decoder.state_dict())
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.down_proj, .* LlamaModel"):
+        import_loras(decoder, [make()[0]])
+    assert set(decoder.state_dict()) == names
 
 
 def test_half_a_lora_is_refused(make: Make) -> None:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,167 @@ def test_evaluation_reports_the_tasks_loss_and_the_others_beside_it(tmp_path: Pa
     assert found["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-5)
 
 
+def test_predicting_between_two_evaluations_changes_neither(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, eval_dataset=Rows(3))
+    before = trainer.evaluate()["eval_loss_balance"]
+    trainer.predict(Rows(7, length=20))
+    assert trainer.evaluate()["eval_loss_balance"] == before
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows whose number is not known before they end."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self.rows.rows)
+
+
+def test_where_a_stream_ends_its_losses_are_averaged_over_what_it_gave(tmp_path: Path) -> None:
+    rows = Rows(6)  # two micro-batches, then one, then from the start
+    options: dict[str, Any] = {"micro": 2, "learning_rate": 0.0, "rows": Stream(rows)}
+    _, logged = trained(tmp_path, **options)
+    model = routed().train()
+    balance = []
+    for start in (0, 2, 4):
+        model(**padded(rows.rows[start : start + 2]))
+        balance.append(auxiliary_losses(model)["balance"].item())
+    full, short = (balance[0] + balance[1]) / 2, balance[2]
+    found = [entry["loss_balance"] for entry in logged]
+    # The trainer takes no step where a stream ends: what is left over belongs to the next.
+    both = (short + full) / 2
+    assert found == pytest.approx([full, both, both], rel=1e-4)
+
+
+# ---------------------------------------------------------------------- where prompts end
+
+POOLING = {"method": "conditional_mixlora", "num_experts": 6, "r": 3}
+
+
+def prompts_in_training(out: Path, **options: Any) -> list[Tensor]:
+    """What routers could pool in each pass."""
+    model, seen = routed(**POOLING), []
+    context = adapter_of(model).context
+    model.model.layers[1].register_forward_hook(lambda *_: seen.append(context.prompt_mask))
+    trained(out, model, **options)
+    return seen
+
+
+def test_prompts_end_where_answers_begin_though_the_trainer_keeps_the_labels(
+    tmp_path: Path,
+) -> None:
+    expected = prompts_in_training(tmp_path / "plain")
+    found = prompts_in_training(tmp_path / "smoothed", label_smoothing_factor=0.1)
+    assert len(found) == len(expected) == STEPS
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+        assert 0 < other.sum() < other.numel() / 2  # a third of each row
+
+
+def test_prompts_end_where_answers_begin_however_labels_are_given() -> None:
+    model = routed(**POOLING).eval()
+    ids = random_ids(2, 9)
+    labels = torch.where(torch.arange(9) < 3, -100, ids)
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=labels).logits
+        assert torch.equal(model(ids, None, None, None, None, labels).logits, expected)
+        assert not torch.equal(model(ids).logits, expected)
+
+
+# ---------------------------------------------------------------------- TRL's trainers
+
+
+def trls(name: str) -> Any:
+    """(mixed trainer, its config class): SFT or DPO, with settings of `trainer_of`."""
+    trl = pytest.importorskip("trl")
+    pytest.importorskip("datasets")
+    mixed = type(f"Mole{name}", (AuxiliaryLossMixin, getattr(trl, f"{name}Trainer")), {})
+
+    def make(out: Path, model: Any, rows: list[dict[str, str]], **options: Any) -> Any:
+        import datasets
+
+        own = ("peft_config", "ref_model", "compute_loss_func")
+        given = {key: options.pop(key) for key in own if key in options}
+        arguments = getattr(trl, f"{name}Config")(
+            output_dir=str(out),
+            max_steps=1,
+            per_device_train_batch_size=len(rows),
+            optim="sgd",
+            learning_rate=0.05,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            **options,
+        )
+        return mixed(
+            model=model,
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=byte_tokenizer(),
+            **given,
+        )
+
+    return make
+
+
+ASKED = [
+    {"prompt": "one and one", "completion": " make two"},
+    {"prompt": "two", "completion": " and two make four"},
+]
+PREFERRED = [
+    {"prompt": row["prompt"], "chosen": row["completion"], "rejected": " is odd"} for row in ASKED
+]
+
+
+def sum_of_losses(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    logits, after = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    total = torch.nn.functional.cross_entropy(logits, after, reduction="sum")
+    return total / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"label_smoothing_factor": 0.1}, {"compute_loss_func": sum_of_losses}],
+    ids=["label_smoothing_factor", "compute_loss_func"],
+)
+def test_a_second_pass_for_metrics_takes_nothing_from_the_balance_loss(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    def run(**changes: Any) -> Any:
+        trainer = trls("SFT")(tmp_path, routed(), ASKED, loss_type="nll", **changes)
+        trainer.train()
+        return trainer
+
+    plain, twice = run(), run(**options)
+    logged = [trainer.state.log_history[0]["loss_balance"] for trainer in (plain, twice)]
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5)
+    assert logged[0] > 0.1
+    for name, before in router_parameters(routed()).items():
+        assert not torch.equal(twice.model.get_parameter(name), before), name
+
+
+def test_a_reference_that_would_learn_with_the_model_is_refused(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ConfigError, match="give a ref_model of its own"):
+        trls("DPO")(tmp_path, routed(), PREFERRED, peft_config=lora)
+
+
+def test_preferences_are_learnt_against_a_reference_of_its_own(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    reference = language_model("llama")
+    trainer = trls("DPO")(tmp_path, routed(), PREFERRED, peft_config=lora, ref_model=reference)
+    before = state(trainer.model)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss_balance"] > 0.1
+    assert all(not torch.equal(value, before[name]) for name, value in state(trainer.model).items())
+    for name, value in language_model("llama").state_dict().items():
+        assert torch.equal(reference.state_dict()[name], value), name
+
+
 # ---------------------------------------------------------------------- folders
 
 
@@ -478,6 +640,13 @@ def test_experts_that_learnt_before_a_trainer_wrapped_the_model_still_do(tmp_pat
         *router_parameters(trainer.model),
     }
     assert any("q_proj.lora_A" in name for name in learning)
+
+
+def test_experts_that_peft_froze_after_they_were_added_are_told_of(tmp_path: Path) -> None:
+    wrapped = get_peft_model(routed(), LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer = trainer_of(tmp_path, wrapped, max_steps=1)
+    with pytest.warns(UserWarning, match="no expert or router learns"):
+        trainer.train()
 
 
 if __name__ == "__main__":  # one of several processes

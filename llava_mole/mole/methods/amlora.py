@@ -17,6 +17,7 @@ the weight of the L1 term.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava_mole.errors import ConfigError
-from llava_mole.mole.adapters import adapter_of, delete_adapter, rename_adapter
+from llava_mole.mole.adapters import adapter_names, adapter_of, delete_adapter, rename_adapter
 from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place
 from llava_mole.mole.inject import put_experts_into
@@ -148,11 +149,15 @@ def append_task(model: nn.Module, name: str | None = None) -> None:
     banks = {plain_name(name): bank for name, bank in adapter.banks.items()}
     grown = replace(config, num_experts=config.num_experts + 1)
     # The same linears, by name: what found them may mean others since PEFT wrapped the model.
+    exactly = "(?:" + "|".join(map(re.escape, banks)) + ")"
     here = replace(
-        grown, target_modules=tuple(banks), exclude_modules=(), layers_to_transform=None, root=None
+        grown, target_modules=exactly, exclude_modules=(), layers_to_transform=None, root=None
     )
     context, enabled = adapter.context, adapter.context.enabled
-    beside = put_experts_into(model, adapter.root, here, f"{adapter.name}-grown", context)
+    free = f"{adapter.name}-grown"
+    while free in adapter_names(model):
+        free += "-grown"
+    beside = put_experts_into(model, adapter.root, here, free, context)
     for linear, bank in beside.banks.items():
         assert bank.frozen_A is not None
         assert bank.frozen_B is not None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
@@ -13,16 +14,21 @@ from llava_mole.errors import ConfigError
 from llava_mole.mole import (
     ExpertBank,
     MoleConfig,
+    active_adapters,
+    adapter_names,
     adapter_of,
     add_experts,
     append_task,
     auxiliary_losses,
+    disable_adapter,
     expert_parameters,
     load,
     mark_trainable,
     router_parameters,
     save,
 )
+from llava_mole.mole.config import Place
+from llava_mole.mole.methods.amlora import AmLora
 from tests.helpers import awaken, language_model
 from tests.mole.methods.by_hand import (
     CLOSE,
@@ -157,6 +163,113 @@ def test_a_grown_model_saves_and_loads_to_identical_logits(tmp_path: Path) -> No
 def test_tasks_can_only_be_appended_to_this_method() -> None:
     with pytest.raises(ConfigError, match="append_task is for method 'amlora'"):
         append_task(model_with(MoleConfig(num_experts=2, r=2)))
+
+
+@torch.no_grad()
+def silence_the_last(model: nn.Module) -> None:
+    """Give the newest task an output, and a score far below all others."""
+    for bank in banks(model).values():
+        nn.init.normal_(bank.lora_B)
+    for router in adapter_of(model).routers:
+        router.bias[-1] = -torch.inf
+
+
+MEANT_OTHERWISE: list[dict[str, object]] = [
+    {"target_modules": r"model\.layers\.\d+\.mlp\.\w+"},
+    {"target_modules": "all-linear", "root": "model.layers.0"},
+    {"target_modules": "all-linear", "root": "model"},
+    {"target_modules": ["up_proj"], "layers_to_transform": [1]},
+    {"target_modules": "all-linear", "exclude_modules": ["self_attn.q_proj"]},
+]
+
+
+@pytest.mark.parametrize("changes", MEANT_OTHERWISE, ids=str)
+def test_a_task_is_appended_to_the_same_linears_after_peft_wrapped_the_model(
+    changes: dict[str, object],
+) -> None:
+    model = language_model("llama")
+    add_experts(model, config(**changes))
+    awaken(model)
+    linears = {name.replace(".base_layer", "") for name in banks(model)}
+    before = model(IDS).logits
+    # Its own LoRA starts at zero.
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["up_proj", "q_proj"])).eval()
+    append_task(wrapped)
+    assert {name.replace(".base_layer", "") for name in banks(wrapped)} == linears
+    assert all(bank.num_experts == 2 for bank in banks(wrapped).values())
+    assert adapter_of(wrapped).config == config(**{**changes, "num_experts": 2})
+    silence_the_last(wrapped)
+    # Softmax over one task more: the weight of the others is 1 up to a rounding.
+    assert_close(wrapped(IDS).logits, before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_task_that_cannot_be_appended_leaves_the_old_ones_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = grown(2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    output = model(IDS).logits
+    built = []
+    build = AmLora.build_bank
+
+    def run_out(self: AmLora, place: Place) -> ExpertBank:
+        built.append(place.name)
+        if len(built) == 3:
+            raise torch.OutOfMemoryError("no memory for another bank")
+        return build(self, place)
+
+    monkeypatch.setattr(AmLora, "build_bank", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        append_task(model)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert adapter_of(model).config.num_experts == 2
+    assert torch.equal(model(IDS).logits, output)
+
+
+def test_frozen_tasks_keep_every_digit_of_a_wider_dtype() -> None:
+    model = grown(1)  # float64
+    with torch.no_grad():
+        for bank in banks(model).values():
+            bank.lora_A.mul_(1 / 3)  # digits that float32 has not
+    before = {name: (bank.A.clone(), bank.B.clone()) for name, bank in banks(model).items()}
+    append_task(model)
+    for name, bank in banks(model).items():
+        assert torch.equal(bank.frozen_A, before[name][0])
+        assert torch.equal(bank.frozen_B, before[name][1])
+        assert bank.frozen_A.dtype == bank.lora_A.dtype == torch.float64
+
+
+def test_a_task_appended_to_a_named_adapter_keeps_name_context_and_whether_it_is_on() -> None:
+    model = language_model("llama")
+    context = add_experts(model, config(), "tasks")
+    add_experts(model, config(), "others")
+    disable_adapter(model, "tasks")
+    append_task(model, "tasks")
+    assert set(adapter_names(model)) == {"tasks", "others"}
+    assert active_adapters(model) == ["others"]
+    assert adapter_of(model, "tasks").context is context
+
+
+def test_what_was_left_out_gets_no_task_though_its_name_ends_as_anothers() -> None:
+    model = language_model("llama")
+    # Below this root there are `up_proj` and `inner.up_proj`.
+    mlp = model.model.layers[0].mlp
+    mlp.inner = nn.ModuleDict({"up_proj": nn.Linear(4, 4)})
+    add_experts(model, config(root="model.layers.0.mlp", exclude_modules=["inner.up_proj"]))
+    linears = set(banks(model))
+    append_task(model)
+    assert set(banks(model)) == linears
+    assert all(bank.num_experts == 2 for bank in banks(model).values())
+
+
+def test_a_task_appended_to_one_adapter_leaves_another_of_a_longer_name_alone() -> None:
+    model = language_model("llama")
+    add_experts(model, config(), "a")
+    add_experts(model, config(num_experts=3), "a-grown")
+    append_task(model, "a")
+    tasks = {n: adapter_of(model, n).banks["layers.0.mlp.up_proj"] for n in adapter_names(model)}
+    assert {name: bank.num_experts for name, bank in tasks.items()} == {"a": 2, "a-grown": 3}
 
 
 # ---------------------------------------------------------------------- sparsity
