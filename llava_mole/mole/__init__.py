@@ -10,9 +10,9 @@
 Four ideas, four files: a *bank* (`bank.py`) stacks the rank units of all experts of one linear; a
 *route* (`route.py`) says per token which experts are on and how strongly; a *router* (`router.py`)
 makes routes; a *kernel* (`kernels.py`) computes what bank and route mean. A published *method*
-(`methods/`) is a choice of these and a loss. `inject.py` and `hooks.py` put them on a model,
-`adapters.py` switches them, `losses.py` and `statistics.py` read what a forward pass recorded,
-`io.py` and `importing.py` are about folders.
+(`methods/`) is a choice of these and a loss. `inject.py`, `hooks.py` and `passes.py` put them on a
+model, `adapters.py` switches them, `losses.py` and `statistics.py` read what a forward pass
+recorded, `io.py` and `importing.py` are about folders.
 """
 
 from llava_mole.mole.adapters import (

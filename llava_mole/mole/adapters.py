@@ -12,7 +12,8 @@ from llava_mole.errors import ConfigError
 from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.config import MoleConfig
 from llava_mole.mole.context import RouteContext
-from llava_mole.mole.hooks import BANK, ROUTER, Banks, Passes, Routers
+from llava_mole.mole.hooks import BANK, ROUTER, Banks, Routers
+from llava_mole.mole.passes import Passes
 from llava_mole.mole.router import Router
 
 DEFAULT = "default"

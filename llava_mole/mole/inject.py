@@ -18,8 +18,9 @@ from llava_mole.errors import ConfigError
 from llava_mole.mole.adapters import DEFAULT, STATE, Adapter, RootState, root_states
 from llava_mole.mole.config import ALL_LINEARS, DTYPES, MLP_LINEARS, MoleConfig, Place, at_layer
 from llava_mole.mole.context import RouteContext
-from llava_mole.mole.hooks import BANK, ROUTER, Banks, Passes, Prompts, Routers, Shape
+from llava_mole.mole.hooks import BANK, ROUTER, Banks, Routers, Shape
 from llava_mole.mole.kernels import SORTED, check_sparse
+from llava_mole.mole.passes import Passes, Prompts
 
 LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 

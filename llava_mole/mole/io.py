@@ -189,7 +189,9 @@ def put_experts(model: nn.Module, folder: Path, adapter_name: str | None = None)
     Raises:
         CheckpointError: as `load`.
     """
-    put_tensors(adapter_of(model, adapter_name), read_tensors(folder), folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder)
+    check_config(folder, read_config(folder))
+    put_tensors(adapter_of(model, adapter_name), tensors, folder / WEIGHTS_FILE)
 
 
 def put_tensors(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:

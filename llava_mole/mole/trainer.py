@@ -41,9 +41,10 @@ from llava_mole.mole.adapters import (
     router_parameters,
     router_step,
 )
-from llava_mole.mole.hooks import BANK, ROUTER, packed_segments
+from llava_mole.mole.hooks import BANK, ROUTER
 from llava_mole.mole.io import put_experts, read_config, save
 from llava_mole.mole.losses import auxiliary_losses
+from llava_mole.mole.passes import packed_segments
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -90,7 +91,8 @@ class AuxiliaryLossMixin(Trainer):
             super().__init__(model, *args, **options)
         adapters_of(self.model)
         self._refuse_pieces()
-        self._refuse_moving_reference()
+        if learning:
+            self._refuse_moving_reference()
         # A trainer that wraps the model for PEFT freezes all that is not PEFT's.
         for parameter in learning:
             parameter.requires_grad_(True)
@@ -123,11 +125,15 @@ class AuxiliaryLossMixin(Trainer):
             )
 
     def _refuse_moving_reference(self) -> None:
-        """DPO and its like take the model without PEFT's adapter for a reference."""
+        """DPO and its like take the model without PEFT's adapter for a reference; GRPO and RLOO
+        need none where beta is 0."""
+        if getattr(self, "beta", None) == 0:
+            return
         if isinstance(self.model, PeftModel) and getattr(self, "ref_model", self) is None:
             raise ConfigError(
                 "the reference model would be this one with PEFT's LoRA switched off, and its "
-                "experts on, learning: give a ref_model of its own"
+                "experts on, learning: give a ref_model of its "
+                "own, or leave peft_config out"
             )
 
     def train(self, *args: Any, **options: Any) -> Any:

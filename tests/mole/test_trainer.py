@@ -374,7 +374,7 @@ def test_prompts_end_where_answers_begin_however_labels_are_given() -> None:
 
 
 def trls(name: str) -> Any:
-    """(mixed trainer, its config class): SFT or DPO, with settings of `trainer_of`."""
+    """Maker of one of TRL's trainers ("SFT", "DPO", …) with the mixin, ready for one step."""
     trl = pytest.importorskip("trl")
     pytest.importorskip("datasets")
     mixed = type(f"Mole{name}", (AuxiliaryLossMixin, getattr(trl, f"{name}Trainer")), {})
@@ -382,7 +382,7 @@ def trls(name: str) -> Any:
     def make(out: Path, model: Any, rows: list[dict[str, str]], **options: Any) -> Any:
         import datasets
 
-        own = ("peft_config", "ref_model", "compute_loss_func")
+        own = ("peft_config", "ref_model", "compute_loss_func", "reward_funcs")
         given = {key: options.pop(key) for key in own if key in options}
         arguments = getattr(trl, f"{name}Config")(
             output_dir=str(out),
@@ -449,6 +449,24 @@ def test_a_reference_that_would_learn_with_the_model_is_refused(tmp_path: Path) 
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     with pytest.raises(ConfigError, match="give a ref_model of its own"):
         trls("DPO")(tmp_path, routed(), PREFERRED, peft_config=lora)
+
+
+def test_a_trainer_that_needs_no_reference_is_not_asked_for_one(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    asked = [{"prompt": row["prompt"]} for row in ASKED]
+    options = {"reward_funcs": lambda completions, **_: [1.0] * len(completions)}
+    options |= {"num_generations": 2, "beta": 0.0}
+    trainer = trls("GRPO")(tmp_path, routed(), asked, peft_config=lora, **options)
+    assert trainer.ref_model is None
+
+
+def test_experts_that_do_not_learn_may_be_part_of_the_reference(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = routed().requires_grad_(False)
+    trainer = trls("DPO")(tmp_path, model, PREFERRED, peft_config=lora)
+    learning = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert learning
+    assert all("q_proj.lora_" in name for name in learning)
 
 
 def test_preferences_are_learnt_against_a_reference_of_its_own(tmp_path: Path) -> None:

@@ -26,7 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava_mole.errors import ConfigError
-from llava_mole.mole.adapters import adapter_names, adapter_of, delete_adapter, rename_adapter
+from llava_mole.mole.adapters import (
+    Adapter,
+    adapter_names,
+    adapter_of,
+    delete_adapter,
+    rename_adapter,
+)
 from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.config import ALL_LINEARS, MoleConfig, PerLayer, Place
 from llava_mole.mole.inject import put_experts_into
@@ -132,6 +138,24 @@ def plain_name(name: str) -> str:
     return name.replace(".base_layer", "")
 
 
+def take_over(grown: Adapter, adapter: Adapter) -> None:
+    """Give the grown experts and routers what those before have learnt."""
+    banks = {plain_name(name): bank for name, bank in adapter.banks.items()}
+    for linear, bank in grown.banks.items():
+        assert bank.frozen_A is not None
+        assert bank.frozen_B is not None
+        before = banks[plain_name(linear)]
+        bank.frozen_A.data = before.A.detach().clone()
+        bank.frozen_B.data = before.B.detach().clone()
+        assert bank.lora_A is not None
+        bank.to(bank.frozen_A)
+    routers: Any = {plain_name(router.name): router for router in adapter.routers}
+    for router in grown.routers:
+        old, new = routers[plain_name(router.name)], cast(Any, router)
+        new.weight[:-1] = old.weight
+        new.bias[:-1] = old.bias
+
+
 @torch.no_grad()
 def append_task(model: nn.Module, name: str | None = None) -> None:
     """Freeze the LoRAs so far and add one that starts at zero; make a new optimizer afterwards.
@@ -158,19 +182,11 @@ def append_task(model: nn.Module, name: str | None = None) -> None:
     while free in adapter_names(model):
         free += "-grown"
     beside = put_experts_into(model, adapter.root, here, free, context)
-    for linear, bank in beside.banks.items():
-        assert bank.frozen_A is not None
-        assert bank.frozen_B is not None
-        before = banks[plain_name(linear)]
-        bank.frozen_A.data = before.A.detach().clone()
-        bank.frozen_B.data = before.B.detach().clone()
-        assert bank.lora_A is not None
-        bank.to(bank.frozen_A)
-    routers: Any = {plain_name(router.name): router for router in adapter.routers}
-    for router in beside.routers:
-        old, new = routers[plain_name(router.name)], cast(Any, router)
-        new.weight[:-1] = old.weight
-        new.bias[:-1] = old.bias
+    try:
+        take_over(beside, adapter)
+    except Exception:  # no memory, say
+        delete_adapter(model, free)
+        raise
     # All is there: only now the old experts go.
     delete_adapter(model, adapter.name)
     rename_adapter(model, beside, adapter.name)
