@@ -188,6 +188,7 @@ class AuxiliaryLossMixin(Trainer):
         losses = self._of_pass
         if losses is None:
             losses = auxiliary_losses(self.model, self.samples_in_step, samples)
+        self._of_pass = self._shares = None  # no graph outlives its step
         add_up(self._trained, losses)
         # Ranks average their gradients, and the trainer may divide by its steps; these losses are
         # shares of the step's, to be summed.
