@@ -355,7 +355,7 @@ def is_single(x: Tensor) -> bool:
 def single(bank: ExpertBank, x: Tensor, route: Route, out: Tensor) -> Tensor:
     """`compute` for one token: nothing but its own experts is read, a chosen one as a slice.
 
-    In float32 at least: on CPUs the set-up of a bf16 product takes longer than one row's arithmetic.
+    In float32 at least: on CPUs setting up a bf16 product takes longer than one row's arithmetic.
     """
     dtype = torch.promote_types(out.dtype, torch.float32)
     A, B = bank.A, bank.B
