@@ -85,15 +85,11 @@ def save(
     with TemporaryDirectory(prefix=".writing-", dir=folder) as beside:
         writing, text = Path(beside, WEIGHTS_FILE), Path(beside, CONFIG_FILE)
         # The weights know their config: a stop between the two renames is noticed by `load`.
-        saved = {"format": "pt", CONFIG_KEY: as_json(adapter.config.to_dict())}
+        saved = {"format": "pt", CONFIG_KEY: json.dumps(adapter.config.to_dict())}
         save_file(tensors, writing, metadata=saved)
         text.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         writing.replace(folder / WEIGHTS_FILE)
         text.replace(folder / CONFIG_FILE)
-
-
-def as_json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True)
 
 
 def name_of_base(model: nn.Module) -> str | None:
@@ -133,7 +129,8 @@ def check_config(folder: Path, config: MoleConfig) -> None:
     """Raises CheckpointError if the weights were written with another config."""
     with safe_open(folder / WEIGHTS_FILE, "pt") as file:
         with_weights = (file.metadata() or {}).get(CONFIG_KEY)
-    if with_weights is not None and with_weights != as_json(config.to_dict()):
+    # As configs, not as text: both take the defaults of fields younger than the folder.
+    if with_weights is not None and MoleConfig.from_dict(json.loads(with_weights)) != config:
         raise CheckpointError(
             f"{folder}: {CONFIG_FILE} is not the one that {WEIGHTS_FILE} was saved with (was "
             "saving interrupted, or the file edited?); save the experts again"

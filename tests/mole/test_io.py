@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -115,6 +116,19 @@ def test_a_config_of_other_experts_is_refused(folder: Path, tmp_path: Path) -> N
     (tmp_path / "other" / CONFIG).replace(folder / CONFIG)
     with pytest.raises(CheckpointError, match=f"{CONFIG} is not the one that {WEIGHTS}"):
         load(language_model("llama"), folder)
+
+
+def test_a_folder_older_than_a_field_loads_with_its_default(folder: Path) -> None:
+    described = json.loads((folder / CONFIG).read_text())
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        metadata = file.metadata()
+    saved = json.loads(metadata["mole_config"])
+    for values in (described, saved):
+        del values["exclude_modules"], values["gate"]
+    (folder / CONFIG).write_text(json.dumps(described))
+    metadata["mole_config"] = json.dumps(saved)
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata=metadata)
+    load(language_model("llama"), folder)
 
 
 def stop_at_rename(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
