@@ -30,125 +30,26 @@ from llava_mole.mole import (
     auxiliary_losses,
     expert_parameters,
     load,
-    mark_trainable,
     router_parameters,
 )
 from llava_mole.mole.trainer import count_samples
 from tests.helpers import awaken, byte_tokenizer, language_model, random_ids
+from tests.mole.trainers import (
+    EXPERTS,
+    ROWS,
+    STEPS,
+    MoleTrainer,
+    Rows,
+    assert_same,
+    padded,
+    routed,
+    state,
+    trained,
+    trainer_of,
+    unpadded,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS, ROWS = 3, 4
-EXPERTS = {"num_experts": 3, "r": 2, "balance_coef": 10.0}
-
-
-class MoleTrainer(AuxiliaryLossMixin, Trainer):
-    pass
-
-
-class Rows(torch.utils.data.Dataset):
-    """Rows of different lengths, a third of each the prompt."""
-
-    def __init__(self, count: int, length: int | None = None) -> None:
-        self.rows = []
-        for index in range(count):
-            ids = random_ids(1, length or 4 + 3 * (index % 4), seed=index)[0]
-            labels = ids.clone()
-            labels[: len(ids) // 3] = -100
-            self.rows.append({"input_ids": ids, "labels": labels})
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.rows[index]
-
-
-def padded(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    def pad(key: str, value: int) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence([row[key] for row in rows], True, value)
-
-    real = [{"mask": torch.ones_like(row["input_ids"])} for row in rows]
-    mask = torch.nn.utils.rnn.pad_sequence([row["mask"] for row in real], True, 0)
-    return {"input_ids": pad("input_ids", 0), "labels": pad("labels", -100), "attention_mask": mask}
-
-
-def unpadded(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """All samples in one row, told apart by their positions, as TRL's padding-free batches."""
-    labels = [torch.cat([torch.tensor([-100]), row["labels"][1:]]) for row in rows]
-    return {
-        "input_ids": torch.cat([row["input_ids"] for row in rows]).unsqueeze(0),
-        "labels": torch.cat(labels).unsqueeze(0),
-        "position_ids": torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None],
-    }
-
-
-def routed(**changes: Any) -> PreTrainedModel:
-    model = language_model("llama")
-    config = changes if "method" in changes else {**EXPERTS, **changes}
-    add_experts(model, MoleConfig(**config))
-    awaken(model)
-    mark_trainable(model)
-    return model
-
-
-def trainer_of(
-    out: Path, model: PreTrainedModel | None = None, micro: int = ROWS, **options: Any
-) -> MoleTrainer:
-    """Ready to run, ROWS rows per optimizer step in micro-batches of `micro`."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    own = {key: options.pop(key) for key in ("callbacks", "eval_dataset") if key in options}
-    rows = options.pop("rows", None) or Rows(STEPS * ROWS)
-    collator = options.pop("collator", padded)
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        **{
-            "max_steps": STEPS,
-            "per_device_train_batch_size": micro,
-            "gradient_accumulation_steps": ROWS // micro // world,
-            "optim": "sgd",
-            "learning_rate": 0.05,
-            "max_grad_norm": 0.0,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "remove_unused_columns": False,
-            "dataloader_pin_memory": False,
-            "seed": 3,
-            **options,
-        },
-    )
-    return MoleTrainer(
-        model=routed() if model is None else model,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=collator,
-        **own,
-    )
-
-
-def state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """All that a run of experts changes, buffers included."""
-    return {
-        name: value.detach().clone()
-        for name, value in model.state_dict().items()
-        if "mole_" in name
-    }
-
-
-def trained(out: Path, *arguments: Any, **options: Any) -> tuple[dict[str, Tensor], list[dict]]:
-    """State after the run, and what was logged at each step."""
-    trainer = trainer_of(out, *arguments, **options)
-    trainer.train()
-    return state(trainer.model), [e for e in trainer.state.log_history if "loss" in e]
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Three SGD steps of float32 sums in another order."""
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert_close(found[name], value, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # ---------------------------------------------------------------------- the gradient
@@ -368,117 +269,6 @@ def test_prompts_end_where_answers_begin_however_labels_are_given() -> None:
         expected = model(input_ids=ids, labels=labels).logits
         assert torch.equal(model(ids, None, None, None, None, labels).logits, expected)
         assert not torch.equal(model(ids).logits, expected)
-
-
-# ---------------------------------------------------------------------- TRL's trainers
-
-
-def trls(name: str) -> Any:
-    """Maker of one of TRL's trainers ("SFT", "DPO", …) with the mixin, ready for one step."""
-    trl = pytest.importorskip("trl")
-    pytest.importorskip("datasets")
-    mixed = type(f"Mole{name}", (AuxiliaryLossMixin, getattr(trl, f"{name}Trainer")), {})
-
-    def make(out: Path, model: Any, rows: list[dict[str, str]], **options: Any) -> Any:
-        import datasets
-
-        own = ("peft_config", "ref_model", "compute_loss_func", "reward_funcs")
-        given = {key: options.pop(key) for key in own if key in options}
-        arguments = getattr(trl, f"{name}Config")(
-            output_dir=str(out),
-            max_steps=1,
-            per_device_train_batch_size=len(rows),
-            optim="sgd",
-            learning_rate=0.05,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            **options,
-        )
-        return mixed(
-            model=model,
-            args=arguments,
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=byte_tokenizer(),
-            **given,
-        )
-
-    return make
-
-
-ASKED = [
-    {"prompt": "one and one", "completion": " make two"},
-    {"prompt": "two", "completion": " and two make four"},
-]
-PREFERRED = [
-    {"prompt": row["prompt"], "chosen": row["completion"], "rejected": " is odd"} for row in ASKED
-]
-
-
-def sum_of_losses(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    logits, after = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    total = torch.nn.functional.cross_entropy(logits, after, reduction="sum")
-    return total / num_items_in_batch
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"label_smoothing_factor": 0.1}, {"compute_loss_func": sum_of_losses}],
-    ids=["label_smoothing_factor", "compute_loss_func"],
-)
-def test_a_second_pass_for_metrics_takes_nothing_from_the_balance_loss(
-    options: dict[str, Any], tmp_path: Path
-) -> None:
-    def run(**changes: Any) -> Any:
-        trainer = trls("SFT")(tmp_path, routed(), ASKED, loss_type="nll", **changes)
-        trainer.train()
-        return trainer
-
-    plain, twice = run(), run(**options)
-    logged = [trainer.state.log_history[0]["loss_balance"] for trainer in (plain, twice)]
-    assert logged[1] == pytest.approx(logged[0], rel=1e-5)
-    assert logged[0] > 0.1
-    for name, before in router_parameters(routed()).items():
-        assert not torch.equal(twice.model.get_parameter(name), before), name
-
-
-def test_a_reference_that_would_learn_with_the_model_is_refused(tmp_path: Path) -> None:
-    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    with pytest.raises(ConfigError, match="give a ref_model of its own"):
-        trls("DPO")(tmp_path, routed(), PREFERRED, peft_config=lora)
-
-
-def test_a_trainer_that_needs_no_reference_is_not_asked_for_one(tmp_path: Path) -> None:
-    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    asked = [{"prompt": row["prompt"]} for row in ASKED]
-    options = {"reward_funcs": lambda completions, **_: [1.0] * len(completions)}
-    options |= {"num_generations": 2, "beta": 0.0}
-    trainer = trls("GRPO")(tmp_path, routed(), asked, peft_config=lora, **options)
-    assert trainer.ref_model is None
-
-
-def test_experts_that_do_not_learn_may_be_part_of_the_reference(tmp_path: Path) -> None:
-    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    model = routed().requires_grad_(False)
-    trainer = trls("DPO")(tmp_path, model, PREFERRED, peft_config=lora)
-    learning = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
-    assert learning
-    assert all("q_proj.lora_" in name for name in learning)
-
-
-def test_preferences_are_learnt_against_a_reference_of_its_own(tmp_path: Path) -> None:
-    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    reference = language_model("llama")
-    trainer = trls("DPO")(tmp_path, routed(), PREFERRED, peft_config=lora, ref_model=reference)
-    before = state(trainer.model)
-    trainer.train()
-    assert trainer.state.log_history[0]["loss_balance"] > 0.1
-    assert all(not torch.equal(value, before[name]) for name, value in state(trainer.model).items())
-    for name, value in language_model("llama").state_dict().items():
-        assert torch.equal(reference.state_dict()[name], value), name
 
 
 # ---------------------------------------------------------------------- folders
