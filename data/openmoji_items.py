@@ -13,19 +13,18 @@ A guess without the picture must be at chance. Two devices see to it:
 In evaluation files the letters of the right options are exactly even, too.
 """
 
-import base64
-import csv
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import combinations, cycle, islice
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, islice
 
 if __package__:
     from data import openmoji_questions as ask
+    from data.common import even, llava_item, round_robin, tsv_row, with_right_at
     from data.openmoji_catalogue import Picture
 else:
     import openmoji_questions as ask
+    from common import even, llava_item, round_robin, tsv_row, with_right_at
     from openmoji_catalogue import Picture
 
 TRAIN, DEV, MOST_TEST = 1320, 110, 150
@@ -37,11 +36,6 @@ NEVER_TOGETHER = (
     {"symbol", "object"}, {"symbol", "activity"}, {"symbol", "face"}, {"clothing", "activity"},
 )  # fmt: skip
 """Kinds a careful reader could both defend for one picture: never offered side by side."""
-
-COLUMNS = (
-    "index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source",
-    "l2-category", "comment", "split", "language",
-)  # fmt: skip
 
 
 # --- which picture goes where ---------------------------------------------------------------------
@@ -126,7 +120,7 @@ def answer_draws(
     answers = [answer for answer, members in holders.items() for _ in members]
     if not any(_compatible(four) for four in _fours(sorted(holders))):
         return
-    turns = {answer: _round_robin(members, rng) for answer, members in holders.items()}
+    turns = {answer: round_robin(members, rng) for answer, members in holders.items()}
     owed = dict.fromkeys(holders, 0.0)  # times offered / 4 - times right
     for _ in range(count):
         options = rng.sample(answers, 4)
@@ -146,14 +140,6 @@ def _fours(answers: list[str]) -> Iterator[list[str]]:
 def _compatible(options: list[str]) -> bool:
     chosen = set(options)
     return len(chosen) == 4 and not any(pair <= chosen for pair in NEVER_TOGETHER)
-
-
-def _round_robin(members: Iterable[Picture], rng: random.Random) -> Iterator[Picture]:
-    """The members in random order, for ever; none comes again before all have come."""
-    order = list(members)
-    rng.shuffle(order)
-    while True:
-        yield from order
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -228,19 +214,16 @@ def _item(
     answer: str,
     suffix: str = "",
 ) -> dict:
-    return {
-        "id": f"{picture.key}-{language}-{kind}.{form}{suffix}",
-        "image": f"images/{picture.key}.png",
-        "conversations": [
-            {"from": "human", "value": f"<image>\n{question}"},
-            {"from": "gpt", "value": answer},
-        ],
-        "domain": "openmoji",
-        "language": language,
-        "kind": kind,
-        "picture": picture.key,
-        "template": f"{kind}.{form}",
-    }
+    return llava_item(
+        image=f"images/{picture.key}.png",
+        question=question,
+        answer=answer,
+        domain="openmoji",
+        language=language,
+        kind=kind,
+        template=f"{kind}.{form}",
+        suffix=suffix,
+    )
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -267,21 +250,20 @@ def evaluation_rows(
                 question = ask.HELD_OUT[kind][language][form]
                 if kind == "yes_no":
                     question = question.format(name=ask.quote(asked.names[language], language))
-                texts = [_option_text(kind, option, language) for option in options] + ["", ""]
                 rows.append(
-                    {
-                        "question": question,
-                        "hint": "",
-                        **dict(zip(ask.LETTERS, texts, strict=False)),
-                        "answer": ask.LETTERS[right],
-                        "category": kind,
-                        "picture": picture.key,
-                        "source": "openmoji",
-                        "l2-category": picture.group,
-                        "comment": f"picture={picture.key};item={number};template={template}",
-                        "split": split_name,
-                        "language": language,
-                    }
+                    tsv_row(
+                        question=question,
+                        options=[_option_text(kind, option, language) for option in options],
+                        right=right,
+                        kind=kind,
+                        picture=picture.key,
+                        source="openmoji",
+                        group=picture.group,
+                        item=number,
+                        template=template,
+                        split=split_name,
+                        language=language,
+                    )
                 )
     return rows
 
@@ -292,22 +274,22 @@ def _draws(
     """(picture shown, picture whose name is asked about, options, place of the right option)."""
     if kind in ("kind", "attribute"):
         key: Key = (lambda p: p.kind) if kind == "kind" else (lambda p: p.colour)
-        places = _even(range(4), count, rng)
+        places = even(range(4), count, rng)
         for picture, options in answer_draws(pictures, key, count, rng):
             place = next(places)
-            yield picture, picture, _with_right_at(place, options, key(picture)), place
+            yield picture, picture, with_right_at(place, options, key(picture)), place
         return
     pool_of = pools(pictures)
-    turns = _round_robin(pictures, rng)
+    turns = round_robin(pictures, rng)
     if kind == "yes_no":
-        for truth, place in _even([(t, p) for t in (True, False) for p in (0, 1)], count, rng):
+        for truth, place in even([(t, p) for t in (True, False) for p in (0, 1)], count, rng):
             picture = next(turns)
             others = [other for other in pool_of[picture.key] if other.key != picture.key]
             asked = picture if truth else rng.choice(others)
             yield picture, asked, [truth, not truth] if place == 0 else [not truth, truth], place
         return
     for picture, options, place in islice(_blocks(pool_of, turns, rng), count):
-        yield picture, picture, _with_right_at(place, options, picture), place
+        yield picture, picture, with_right_at(place, options, picture), place
 
 
 def _blocks(
@@ -332,19 +314,6 @@ def _blocks(
             yield picture, block, place
 
 
-def _even(values: Iterable, count: int, rng: random.Random) -> Iterator:
-    """``count`` values in random order, each of them equally often (as far as ``count`` allows)."""
-    lots = list(islice(cycle(values), count))
-    rng.shuffle(lots)
-    return iter(lots)
-
-
-def _with_right_at(place: int, options: list, right: object) -> list:
-    """The options with the right one moved to ``place``; the others keep their order."""
-    others = [option for option in options if option != right]
-    return [*others[:place], right, *others[place:]]
-
-
 def _option_text(kind: str, option: object, language: str) -> str:
     if isinstance(option, Picture):
         return option.names[language]
@@ -353,21 +322,3 @@ def _option_text(kind: str, option: object, language: str) -> str:
     return ask.label(
         ask.KIND_LABELS if kind == "kind" else ask.COLOUR_LABELS, str(option), language
     )
-
-
-def write_tsv(path: Path, rows: Sequence[dict], images: Path) -> None:
-    """MMMB's columns plus ``language``. Each picture once; later rows hold that row's index."""
-    first: dict[str, int] = {}
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(
-            file, COLUMNS, delimiter="\t", lineterminator="\n", extrasaction="ignore"
-        )
-        table.writeheader()
-        for index, row in enumerate(rows):
-            key = row["picture"]
-            if key in first:
-                image = str(first[key])
-            else:
-                first[key] = index
-                image = base64.b64encode((images / f"{key}.png").read_bytes()).decode("ascii")
-            table.writerow({"index": index, "image": image, **row})

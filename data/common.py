@@ -1,0 +1,249 @@
+"""What every builder shares: a folder that appears whole, files of items and rows, even draws.
+
+A builder writes into a folder beside its target and renames it at the end; the same arguments give
+the same bytes in every text file. Training items are LLaVA JSON, one question an item; evaluation
+files are TSVs with MMMB's columns and ``language``.
+"""
+
+import argparse
+import base64
+import csv
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+
+from llava_mole.errors import ConfigError
+
+COLUMNS = (
+    "index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source",
+    "l2-category", "comment", "split", "language",
+)  # fmt: skip
+LETTERS = ("A", "B", "C", "D")
+
+
+# --- a folder that appears whole ------------------------------------------------------------------
+
+
+def publish(out: str | Path, name: str, write: Callable[[Path], dict]) -> dict:
+    """Let ``write`` fill a folder beside ``out``, then put it in place; returns its manifest.
+
+    Args:
+        name: of the data set; an earlier build of the same name at ``out`` is replaced, any other
+            folder with something in it is refused (see :func:`target_problems`).
+        write: fills the folder it is given and returns the manifest, which becomes dataset.json.
+
+    Raises:
+        ConfigError: ``out`` is someone else's folder.
+    """
+    out = Path(out)
+    problems = target_problems(out, name)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        work.chmod(0o755)
+        manifest = {"dataset": name, **write(work)}
+        write_json(work / "dataset.json", manifest)
+        _replace(out, work)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return manifest
+
+
+def target_problems(out: Path, name: str) -> list[str]:
+    """Why a build of ``name`` must not be put at ``out``."""
+    if out.exists() and not out.is_dir():
+        return [f"'{out}' is a file: expected a folder, new, empty or an earlier {name} data set"]
+    if out.is_dir() and any(out.iterdir()) and manifest_of(out).get("dataset") != name:
+        return [
+            f"'{out}' holds files that are not an earlier build of the data set {name!r} (no "
+            "dataset.json that says so): choose another --out or empty it yourself"
+        ]
+    return []
+
+
+def manifest_of(folder: str | Path) -> dict:
+    """dataset.json of a built folder; empty where there is none that can be read."""
+    try:
+        found = json.loads((Path(folder) / "dataset.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _replace(out: Path, work: Path) -> None:
+    """Put ``work`` where ``out`` is; the old content goes only once the new one is in place."""
+    old = out.with_name(f"{work.name}-old")
+    if out.exists():
+        os.rename(out, old)
+    try:
+        os.rename(work, out)
+    except OSError:
+        if old.exists():
+            os.rename(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, content: list | dict, *, one_a_line: bool = False) -> None:
+    """Indented JSON, or one element a line: good for ``grep`` and ``head``, still one document."""
+    dump = partial(json.dumps, ensure_ascii=False)
+    if not one_a_line:
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+    elif isinstance(content, dict):
+        pairs = ",\n".join(f"{dump(key)}: {dump(value)}" for key, value in content.items())
+        text = "{\n" + pairs + "\n}"
+    else:
+        text = "[\n" + ",\n".join(dump(value) for value in content) + "\n]"
+    path.write_text(text + "\n", "utf-8")
+
+
+def llava_item(
+    *,
+    image: str,
+    question: str,
+    answer: str,
+    domain: str,
+    language: str,
+    kind: str,
+    template: str,
+    suffix: str = "",
+) -> dict:
+    """One question about one picture, as an item of train.json.
+
+    Args:
+        image: file name relative to the data set, ``images/KEY.png``.
+        kind: of question.
+        template: which of the kind's forms asked it, ``kind.3``.
+        suffix: tells apart items that share all of the above.
+    """
+    picture = Path(image).stem
+    return {
+        "id": f"{picture}-{language}-{template}{suffix}",
+        "image": image,
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{question}"},
+            {"from": "gpt", "value": answer},
+        ],
+        "domain": domain,
+        "language": language,
+        "kind": kind,
+        "picture": picture,
+        "template": template,
+    }
+
+
+def tsv_row(
+    *,
+    question: str,
+    options: Sequence[str],
+    right: int,
+    kind: str,
+    picture: str,
+    source: str,
+    group: str,
+    item: int,
+    template: str,
+    split: str,
+    language: str,
+) -> dict:
+    """One row of an evaluation file, without index and image.
+
+    Args:
+        options: two to four texts.
+        right: place of the right one.
+        picture: key of the picture, ``images/KEY.png``.
+        group: a finer category, for l2-category.
+        item: number that the same item has in every language.
+    """
+    texts = [*options, *[""] * (len(LETTERS) - len(options))]
+    return {
+        "question": question,
+        "hint": "",
+        **dict(zip(LETTERS, texts, strict=True)),
+        "answer": LETTERS[right],
+        "category": kind,
+        "picture": picture,
+        "source": source,
+        "l2-category": group,
+        "comment": f"picture={picture};item={item};template={template}",
+        "split": split,
+        "language": language,
+    }
+
+
+def write_tsv(path: Path, rows: Sequence[Mapping], images: Path) -> None:
+    """MMMB's columns plus ``language``. Each picture once; later rows hold that row's index."""
+    first: dict[str, int] = {}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(
+            file, COLUMNS, delimiter="\t", lineterminator="\n", extrasaction="ignore"
+        )
+        table.writeheader()
+        for index, row in enumerate(rows):
+            key = row["picture"]
+            if key in first:
+                image = str(first[key])
+            else:
+                first[key] = index
+                image = base64.b64encode((images / f"{key}.png").read_bytes()).decode("ascii")
+            table.writerow({"index": index, "image": image, **row})
+
+
+# --- draws ----------------------------------------------------------------------------------------
+
+
+def even(values: Iterable, count: int, rng: random.Random) -> Iterator:
+    """``count`` values in random order, each of them equally often (as far as ``count`` allows)."""
+    lots = list(islice(cycle(values), count))
+    rng.shuffle(lots)
+    return iter(lots)
+
+
+def round_robin(members: Iterable, rng: random.Random) -> Iterator:
+    """The members in random order, for ever; none comes again before all have come."""
+    order = list(members)
+    rng.shuffle(order)
+    while True:
+        yield from order
+
+
+def with_right_at(place: int, options: Sequence, right: object) -> list:
+    """The options with the right one moved to ``place``; the others keep their order."""
+    others = [option for option in options if option != right]
+    return [*others[:place], right, *others[place:]]
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser, eval_items: int = 100) -> None:
+    """Options that every builder has: --out --seed --eval-items --workers --quiet."""
+    add = parser.add_argument
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder to write (replaced if it is an earlier build)",
+    )
+    add("--seed", type=int, default=0, help="every draw follows from it (default 0)")
+    add(
+        "--eval-items",
+        type=int,
+        default=eval_items,
+        metavar="N",
+        help=f"items per language and kind in each evaluation file (default {eval_items})",
+    )
+    add("--workers", type=int, default=2, metavar="N", help="processes that draw (default 2)")
+    add("--quiet", action="store_true", help="no progress bar")
