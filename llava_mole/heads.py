@@ -18,18 +18,23 @@ from torch import Tensor, nn
 from llava_mole.errors import DataError
 
 
-def predecessors(labels: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+def predecessors(
+    labels: Tensor, segment_ids: Tensor | None = None, tree_ids: Tensor | None = None
+) -> Tensor:
     """(B, T) True at the positions whose next token is supervised.
 
     Raises:
         DataError: no token is supervised, or a branch starts with a supervised token (its
-            predecessor is the shared prefix, not the token before it).
+            predecessor is the shared prefix or another sample, not the token before it).
     """
     supervised = labels[:, 1:] != -100
     if not bool(supervised.any()):
         raise DataError("no supervised token in this batch: every label is -100")
     if segment_ids is not None:
-        crossing = supervised & (segment_ids[:, 1:] != segment_ids[:, :-1])
+        begins = segment_ids[:, 1:] != segment_ids[:, :-1]
+        if tree_ids is not None:
+            begins = begins | (tree_ids[:, 1:] != tree_ids[:, :-1])
+        crossing = supervised & begins
         if bool(crossing.any()):
             row, column = crossing.nonzero()[0].tolist()
             raise DataError(

@@ -211,6 +211,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         question_mask: Tensor | None = None,
         image_features: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        tree_ids: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
@@ -231,6 +232,8 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             question_ids, question_mask: (N, Q) the text that steers each image (Parrot).
             image_features: (N, 1 + P, D_v) in place of pixel_values, from `encode_images`.
             segment_ids: (B, T) rows that share a picture between branches; see `tree.py`.
+            tree_ids: (B, T) with segment_ids: which of the row's trees a token is of, where rows
+                are packed.
             use_cache: return a cache.
             logits_to_keep: without labels: logits of the last k positions only; 0 is all.
             num_items_in_batch: supervised tokens of the whole optimizer step; the language loss is
@@ -258,12 +261,16 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         mask: Any = attention_mask
         if segment_ids is not None:
-            position_ids = tree.tree_positions(segment_ids)
+            position_ids = tree.tree_positions(segment_ids, tree_ids)
             mask = tree.tree_masks(
-                self.language_model.config, segment_ids, position_ids, inputs_embeds.dtype
+                self.language_model.config,
+                segment_ids,
+                position_ids,
+                inputs_embeds.dtype,
+                tree_ids,
             )
             if self.mole is not None:
-                self.mole.provide(segment_ids)
+                self.mole.provide(segment_ids, tree_ids=tree_ids)
         elif position_ids is None and attention_mask is not None:
             length = inputs_embeds.shape[1]
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
@@ -273,7 +280,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.mole.provide(answers=labels != IGNORE)
         keep = None
         if labels is not None:
-            keep = heads.predecessors(labels, segment_ids)
+            keep = heads.predecessors(labels, segment_ids, tree_ids)
             logits_to_keep = 0
         with heads.only_at(decoder_of(self.language_model), keep):
             out = self.language_model(

@@ -5,8 +5,11 @@
     segment 2            question 2, answer 2         sees 0 and itself
 
 Positions restart at each branch, as if it followed the prefix directly, so a branch computes what
-it would compute alone. Two traps: sliding windows must be measured in positions, not in indices, or
-a later branch loses the picture; and every family of models takes its masks in its own way.
+it would compute alone. A row may hold several trees, one after the other (packing): `tree_ids` says
+which token is of which; nothing is seen across trees, and positions restart.
+
+Two traps: sliding windows must be measured in positions, not in indices, or a later branch loses
+the picture; and every family of models takes its masks in its own way.
 """
 
 from __future__ import annotations
@@ -24,47 +27,61 @@ ONE_MASK = frozenset({"llama", "mistral", "phi3", "granite"})
 MASK_BY_LAYER_TYPE = frozenset({"qwen2", "qwen3", "gemma2", "gemma3_text"})
 
 
-def check_supported(text_config: PreTrainedConfig) -> None:
-    """Raises ConfigError where shared pictures are not known to be right."""
+def check_supported(text_config: PreTrainedConfig, key: str = "share_prefix") -> None:
+    """Raises ConfigError where masks of our own are not known to be right.
+
+    Args:
+        key: of the recipe, which asks for them: share_prefix or packing.
+    """
     family = text_config.model_type
     if family not in ONE_MASK | MASK_BY_LAYER_TYPE:
         raise ConfigError(
-            f"share_prefix: pictures shared by several questions are verified for "
+            f"{key}: questions that share a picture, or a row, are verified for "
             f"{', '.join(sorted(ONE_MASK | MASK_BY_LAYER_TYPE))}, not for {family!r}; "
-            "set share_prefix: false"
+            f"set {key}: {'null' if key == 'packing' else 'false'}"
         )
     attention = text_config._attn_implementation
     if attention not in ("sdpa", "eager", None):
-        raise ConfigError(
-            f"share_prefix needs attn_implementation sdpa or eager, not {attention!r}"
-        )
+        raise ConfigError(f"{key} needs model.attn_implementation sdpa or eager, not {attention!r}")
 
 
-def tree_positions(segment_ids: Tensor) -> Tensor:
+def tree_positions(segment_ids: Tensor, tree_ids: Tensor | None = None) -> Tensor:
     """Position of each token in its own branch.
 
     Args:
         segment_ids: (B, T) -1 padding, 0 prefix, 1, 2, … branches; each segment contiguous.
+        tree_ids: (B, T) 0, 1, … where a row holds several trees; -1 padding. None: one tree a row.
 
     Returns:
         (B, T) the prefix counts from 0, each branch goes on from the prefix's length. Padding: 0.
     """
     real = segment_ids >= 0
-    prefix = ((segment_ids == 0) & real).sum(dim=1, keepdim=True)
+    trees = torch.zeros_like(segment_ids) if tree_ids is None else tree_ids.clamp(min=0)
+    lengths = segment_ids.new_zeros(len(segment_ids), int(trees.max()) + 1)
+    prefix = lengths.scatter_add(1, trees, (segment_ids == 0).long()).gather(1, trees)
     index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
     changed = torch.ones_like(segment_ids, dtype=torch.bool)
     changed[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    changed[:, 1:] |= trees[:, 1:] != trees[:, :-1]
     start = torch.where(changed, index, torch.zeros_like(index)).cummax(dim=1).values
     positions = index - start + torch.where(segment_ids > 0, prefix, torch.zeros_like(prefix))
     return torch.where(real, positions, torch.zeros_like(positions))
 
 
-def visibility(segment_ids: Tensor, positions: Tensor, window: int | None = None) -> Tensor:
-    """(B, T, T) True where query i may look at key j: same branch or prefix, not in the future,
-    and closer than `window` positions where a window is given. Padding looks at itself only."""
+def visibility(
+    segment_ids: Tensor,
+    positions: Tensor,
+    window: int | None = None,
+    tree_ids: Tensor | None = None,
+) -> Tensor:
+    """(B, T, T) True where query i may look at key j: same tree, same branch or prefix, not in the
+    future, and closer than `window` positions where a window is given. Padding looks at itself
+    only."""
     query, key = segment_ids.unsqueeze(2), segment_ids.unsqueeze(1)
     distance = positions.unsqueeze(2) - positions.unsqueeze(1)
     allowed = ((key == query) | (key == 0)) & (distance >= 0) & (query >= 0) & (key >= 0)
+    if tree_ids is not None:
+        allowed = allowed & (tree_ids.unsqueeze(2) == tree_ids.unsqueeze(1))
     if window is not None:
         allowed = allowed & (distance < window)
     itself = torch.eye(segment_ids.shape[1], dtype=torch.bool, device=segment_ids.device)
@@ -72,13 +89,17 @@ def visibility(segment_ids: Tensor, positions: Tensor, window: int | None = None
 
 
 def tree_masks(
-    text_config: PreTrainedConfig, segment_ids: Tensor, positions: Tensor, dtype: torch.dtype
+    text_config: PreTrainedConfig,
+    segment_ids: Tensor,
+    positions: Tensor,
+    dtype: torch.dtype,
+    tree_ids: Tensor | None = None,
 ) -> Tensor | dict[str, Tensor]:
     """What to hand this family's decoder as `attention_mask`.
 
     Args:
         text_config: of the language model.
-        segment_ids, positions: (B, T).
+        segment_ids, positions, tree_ids: (B, T), see `tree_positions`.
         dtype: of the hidden states; masks are additive (a boolean 4-D mask is silently wrong under
             eager attention).
 
@@ -91,7 +112,7 @@ def tree_masks(
     check_supported(text_config)
 
     def additive(window: int | None) -> Tensor:
-        allowed = visibility(segment_ids, positions, window).unsqueeze(1)
+        allowed = visibility(segment_ids, positions, window, tree_ids).unsqueeze(1)
         mask = torch.zeros(allowed.shape, dtype=dtype, device=segment_ids.device)
         return mask.masked_fill(~allowed, torch.finfo(dtype).min)
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 IMAGE = "<image>"
 """The placeholder that stands for one picture inside a turn's text."""
 
+ImageRef = Path | bytes
+"""A picture: its file, or the file's bytes where the data hold the picture itself."""
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -24,7 +27,7 @@ class Sample:
     """A conversation of one or more turns; pictures in the order of their ``<image>``."""
 
     turns: tuple[Turn, ...]
-    images: tuple[Path, ...]
+    images: tuple[ImageRef, ...]
     domain: str
     """Which kind of data it is: the mixture's and the router statistics' row, e.g. 'document'."""
     language: str

@@ -47,6 +47,8 @@ class RouteContext:
         segment_ids: (B, T) of the pass in flight. -1 padding, 0 the prefix that all branches of
             the row see, 1, 2, … the branches. A row without branches is all zeros. None where the
             experts do not sit in a decoder: then all tokens are one sample.
+        tree_ids: (B, T) which of a row's trees a token is of, where several are packed into it; -1
+            padding. None: one a row.
         prompt_mask: (B, T) True at tokens that sequence-level routers may pool; None: all attended.
         sample_types: (B,) kind of each sample, for losses that know kinds; or None.
         decoding: this pass continues a KV cache.
@@ -59,6 +61,7 @@ class RouteContext:
 
     enabled: bool = True
     segment_ids: Tensor | None = field(default=None, repr=False)
+    tree_ids: Tensor | None = field(default=None, repr=False)
     prompt_mask: Tensor | None = field(default=None, repr=False)
     sample_types: Tensor | None = field(default=None, repr=False)
     decoding: bool = False
@@ -80,6 +83,7 @@ class RouteContext:
         prompt_mask: Tensor | None = None,
         sample_types: Tensor | None = None,
         answers: Tensor | None = None,
+        tree_ids: Tensor | None = None,
     ) -> None:
         """Say what the tokens of the *next* pass are, and its samples.
 
@@ -90,9 +94,12 @@ class RouteContext:
             sample_types: (B,) kinds of the samples, for losses that know kinds.
             answers: (B, T) True at supervised tokens: without a `prompt_mask`, prompts end before
                 them.
+            tree_ids: (B, T) 0, 1, … where a row holds several prefixes with their branches, -1 at
+                padding; goes with `segment_ids`.
         """
         given = {
             "segment_ids": segment_ids,
+            "tree_ids": tree_ids,
             "prompt_mask": prompt_mask,
             "sample_types": sample_types,
             "answers": answers,
@@ -130,22 +137,23 @@ class RouteContext:
             self.segment_ids = packed
         else:
             self.segment_ids = torch.zeros(batch, length, dtype=torch.long, device=device)
-        for key in ("prompt_mask", "answers"):
+        for key in ("prompt_mask", "answers", "tree_ids"):
             if key in provided and provided[key].shape != self.segment_ids.shape:
                 raise ConfigError(
                     f"{key} of shape {tuple(provided[key].shape)} for tokens of shape "
                     f"{tuple(self.segment_ids.shape)}"
                 )
+        self.tree_ids = provided.get("tree_ids")
         self.prompt_mask = provided.get("prompt_mask")
         if self.prompt_mask is None and "answers" in provided:
-            self.prompt_mask = before_answers(provided["answers"], self.segment_ids)
+            self.prompt_mask = before_answers(provided["answers"], self.segment_ids, self.tree_ids)
         self.sample_types = provided.get("sample_types")
 
     def begin_plain(self) -> None:
         """Open a pass of a module that is no decoder."""
         self.records, self.recording, self.decoding = [], True, False
         self.padding_known, self.kept = True, {}
-        self.segment_ids = self.prompt_mask = self.sample_types = None
+        self.segment_ids = self.tree_ids = self.prompt_mask = self.sample_types = None
         self._provided = {}
 
     def end(self) -> None:
@@ -172,15 +180,21 @@ class RouteContext:
         return self.segment_ids
 
 
-def before_answers(answers: Tensor, segment_ids: Tensor) -> Tensor:
+def before_answers(answers: Tensor, segment_ids: Tensor, tree_ids: Tensor | None = None) -> Tensor:
     """(B, T) True at each sample's tokens before its first answer.
 
     A sample without an answer, or with one from its start, is all prompt.
 
     Args:
         answers: (B, T) True at supervised tokens.
-        segment_ids: (B, T), see `RouteContext`.
+        segment_ids, tree_ids: (B, T), see `RouteContext`.
     """
+    if tree_ids is not None:
+        prompts = [
+            before_answers(answers, segment_ids.masked_fill(tree_ids != tree, PADDING))
+            for tree in range(int(tree_ids.max()) + 1)
+        ]
+        return torch.stack(prompts).any(0)
     prompt = torch.zeros_like(segment_ids, dtype=torch.bool)
     alone = ~(segment_ids > SHARED_PREFIX).any(1, keepdim=True)
     for branch in range(int(segment_ids.max().clamp(min=0)) + 1):

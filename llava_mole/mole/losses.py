@@ -21,21 +21,28 @@ from llava_mole.mole.context import Record, RouteContext
 from llava_mole.mole.inject import layer_number
 
 
-def sum_by_sample(values: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
+def sum_by_sample(
+    values: Tensor, segment_ids: Tensor, tree_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum token values over each sample, a shared prefix counting for each of its branches.
 
     Args:
         values: (B*T, C).
-        segment_ids: (B, T), see `RouteContext`.
+        segment_ids, tree_ids: (B, T), see `RouteContext`.
 
     Returns:
-        (S, C) sums and (S,) token counts, in order of rows, then branches. Rows that are all
-        padding are not samples.
+        (S, C) sums and (S,) token counts, in order of rows, then a row's trees, then branches. Rows
+        that are all padding are not samples.
     """
     rows = segment_ids.shape[0]
     segments = int(segment_ids.max().clamp(min=0)) + 1
     device = values.device
-    slots = segment_ids.clamp(min=0) + segments * torch.arange(rows, device=device).unsqueeze(1)
+    row = torch.arange(rows, device=device).unsqueeze(1)
+    if tree_ids is not None:  # each tree as if it had a row of its own
+        trees = int(tree_ids.max().clamp(min=0)) + 1
+        row = row * trees + tree_ids.clamp(min=0)
+        rows *= trees
+    slots = segment_ids.clamp(min=0) + segments * row
     keep = (segment_ids >= 0).reshape(-1, 1).to(values.dtype)
     sums = values.new_zeros(rows * segments, values.shape[1])
     sums = sums.index_add(0, slots.reshape(-1), values * keep).view(rows, segments, -1)
@@ -52,10 +59,16 @@ def sum_by_sample(values: Tensor, segment_ids: Tensor) -> tuple[Tensor, Tensor]:
     return with_prefix[is_sample], count_with_prefix[is_sample]
 
 
+def sums_by_sample(context: RouteContext, values: Tensor) -> tuple[Tensor, Tensor]:
+    """`sum_by_sample` of the pass that a context describes, (tokens, C) -> (S, C), (S,)."""
+    segments = context.segments_of(len(values), values.device)
+    trees = context.tree_ids if segments is context.segment_ids else None
+    return sum_by_sample(values, segments, trees)
+
+
 def means_by_sample(context: RouteContext, values: Tensor) -> Tensor:
     """(tokens, C) -> (S, C) means over each sample's tokens."""
-    segments = context.segments_of(len(values), values.device)
-    sums, counts = sum_by_sample(values, segments)
+    sums, counts = sums_by_sample(context, values)
     return sums / counts.unsqueeze(1)
 
 

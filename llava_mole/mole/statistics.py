@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llava_mole.mole.adapters import adapter_of, mole_context
 from llava_mole.mole.context import Record, RouteContext
-from llava_mole.mole.losses import sum_by_sample
+from llava_mole.mole.losses import sums_by_sample
 from llava_mole.mole.route import PairedRoute
 
 
@@ -34,7 +34,7 @@ def samples_by_expert(model: nn.Module, name: str | None = None) -> Tensor:
         by_tokens[len(use)] = by_tokens[len(use)] + use if len(use) in by_tokens else use
     shares = []
     for use in by_tokens.values():
-        sums, counts = sum_by_sample(use, context.segments_of(len(use), use.device))
+        sums, counts = sums_by_sample(context, use)
         shares.append(sums / counts.unsqueeze(1))
     return torch.stack(shares).sum(0) / len(context.records)
 

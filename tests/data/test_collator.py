@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_mole.data.collator import Collator, count_batch, shared_prefix
+from llava_mole.data.collator import Collator, count_batch
+from llava_mole.data.packing import shared_prefix
 from llava_mole.data.rows import Row
 from llava_mole.data.sample import Sample, Turn
 from llava_mole.errors import DataError

@@ -191,6 +191,11 @@ def sequences(context: RouteContext, tokens: int, device: torch.device) -> tuple
             "this method routes whole sequences and finds none here: put its experts into a "
             "decoder, not into a vision tower"
         )
+    if context.tree_ids is not None:
+        raise ConfigError(
+            "this method's experts depend on the question, so no prefix can be shared: provide "
+            "segment_ids 1, 2, … for the samples of a packed row, without tree_ids"
+        )
     segments = context.segment_ids
     count = int(segments.max().clamp(min=0)) + 1
     if count > 2:
