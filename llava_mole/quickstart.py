@@ -27,7 +27,8 @@ from llava_mole.errors import ConfigError
 from llava_mole.evaluation.contact_sheet import contact_sheet
 from llava_mole.evaluation.report import Report, evaluate_conditions, render_table
 from llava_mole.starter import ensure_starter
-from llava_mole.training.run import read_data, run_recipe
+from llava_mole.training.data import read_data
+from llava_mole.training.run import run_recipe
 from llava_mole.training.schema import load_recipe
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def run_quickstart(
             # Fewer than two blocks of four leave no picture to swap in.
             builder.build(data, seed=seed, variants=variants, eval_items=max(8, items))
     ranks.barrier()
-    training_data = read_data(recipe.data.sources)
+    training_data = read_data(recipe.data, progress=ranks.is_main())
     trained, unseen = data / "eval_train.tsv", data / "eval_test.tsv"
     reports: dict[str, Report] = {}
 
@@ -193,7 +194,7 @@ def run_quickstart(
     picture = next(iter(training_data.samples)).images[0]
     console.print("\nNext:")
     console.print(
-        f'  llava-mole chat --model {out}/model --image {picture} "Bu nedir?"', soft_wrap=True
+        f'  llava-mole chat --model {out}/model --image {picture!s} "Bu nedir?"', soft_wrap=True
     )
     console.print(f"  make demo OUT={out}", soft_wrap=True)
     console.print(

@@ -110,6 +110,11 @@ class Collator:
         return {"segment_ids": tree_ids.where(tree_ids == PADDING, tree_ids + 1)}
 
 
+def longest_tree(collator: Collator) -> Callable[[Row], int]:
+    """Row -> tokens of its longest tree: how wide it makes a batch."""
+    return lambda row: max(len(tree) for tree in collator.trees(row))
+
+
 def check_trainable(source: str, item: Encoded, max_length: int) -> None:
     """Raises DataError for what cannot be trained on as it is."""
     if len(item.input_ids) > max_length:

@@ -1,15 +1,12 @@
-"""Training rows: one picture with several of its questions, drawn by seed and row number alone.
+"""Training rows: the plan of a mixture with its samples read and encoded.
 
-Row i is a pure function of (samples, seed, i), so a run resumes at any row without replaying the
-ones before, and every rank draws the same plan. Pictures come in epochs, each a fresh permutation.
-Within a row the questions are spread over languages first and drawn by kind second, without
-replacement.
+Row i is a function of the recipe and i alone, so a run resumes at any row, and every rank reads the
+same order. Rows of like length are put side by side: inside a window of the plan they are sorted by
+length and cut into micro-batches, whose order is then random. Both stay functions of the row.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,131 +14,156 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from llava_mole.data.sample import Sample
+from llava_mole.data.mixture import Mixture, Visits
+from llava_mole.data.pool import Pool
+from llava_mole.data.random_order import key_of, shuffled, uniform
+from llava_mole.data.sample import ImageRef, Sample
 from llava_mole.errors import DataError
 from llava_mole.processing import Encoded
 
-logger = logging.getLogger(__name__)
+AT_ONCE = 1024
+"""Planned rows kept at hand."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One picture set and the questions about it, each an independent conversation."""
 
-    images: tuple[Path, ...]
+    images: tuple[ImageRef, ...]
     samples: tuple[Sample, ...]
     encoded: tuple[Encoded, ...]
 
 
-class PictureRows(Dataset[Row]):
-    """Rows over all samples.
+class MixtureRows(Dataset[Row]):
+    """Rows of a mixture, in training order.
 
     Args:
-        samples: from the readers.
+        pools: its sources, in the mixture's order.
+        mixture: the plan.
         encode: sample -> tokens; refuses what cannot be trained on.
-        rows: how many rows the stage draws.
+        rows: how many rows are drawn.
         questions: questions per row; fewer where a picture has fewer.
-        seed: of the plan.
-        kind_weights: relative weight of samples by their `kind` metadata; others weigh 1.
+        seed: of questions, drawings and lengths' order.
         variants: other drawings of a picture, any of which a row may show in its place.
         variant_share: share of rows that do.
-
-    Raises:
-        DataError: there is no sample.
+        batch: rows of a micro-batch, of all workers together.
+        window: micro-batches among which rows of like length are put together; 1: the planned
+            order.
+        length: row -> tokens, for the window's order; None: of its longest conversation.
     """
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        pools: Sequence[Pool],
+        mixture: Mixture,
         encode: Callable[[Sample], Encoded],
         *,
         rows: int,
         questions: int,
         seed: int,
-        kind_weights: Mapping[str, float] | None = None,
         variants: Mapping[Path, Sequence[Path]] | None = None,
         variant_share: float = 0.5,
+        batch: int = 1,
+        window: int = 1,
+        length: Callable[[Row], int] | None = None,
     ) -> None:
-        if not samples:
-            raise DataError("no training sample: every source is empty or filtered out")
+        self.pools = pools
+        self.mixture = mixture
         self.encode = encode
         self.rows = rows
         self.questions = questions
         self.seed = seed
         self.variants = variants or {}
         self.variant_share = variant_share
-        weights = dict(kind_weights or {})
-        groups: dict[tuple[Path, ...], dict[str, list[Sample]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-        self.left_out = 0
-        for index, sample in enumerate(samples):
-            if weights.get(sample.metadata.get("kind", ""), 1.0) <= 0:
-                self.left_out += 1
-                continue
-            # A text-only sample is a row of its own.
-            key = sample.images or (Path(f"text-only/{index}"),)
-            groups[key][sample.language].append(sample)
-        if not groups:
-            raise DataError(f"every one of {len(samples)} samples has weight 0 in kind_weights")
-        self.groups = [
-            {language: _Draw(items, weights) for language, items in by_language.items()}
-            for by_language in groups.values()
-        ]
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self.batch = batch
+        self.window = window
+        self.length = length or longest_conversation
+        self._planned: tuple[int, Visits] | None = None
+        self._window: tuple[int, list[Row], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return self.rows
 
-    def plan(self, index: int) -> tuple[tuple[Path, ...], list[Sample]]:
-        """Pictures and samples of row `index`; nothing is read or encoded."""
+    def visits(self, index: int) -> tuple[int, int, int, int]:
+        """(source, picture, epoch, visit) of planned row `index`."""
+        start = index - index % AT_ONCE
+        if self._planned is None or self._planned[0] != start:
+            self._planned = (start, self.mixture.plan(start, start + AT_ONCE))
+        plan, place = self._planned[1], index - start
+        return (
+            int(plan.source[place]),
+            int(plan.group[place]),
+            int(plan.epoch[place]),
+            int(plan.visit[place]),
+        )
+
+    def records(self, index: int) -> tuple[Pool, np.ndarray]:
+        """The pool and the record numbers of planned row `index`; nothing is read."""
         if not 0 <= index < self.rows:
             raise IndexError(index)
-        epoch, place = divmod(index, len(self.groups))
-        if self._order[0] != epoch:
-            order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.groups))
-            self._order = (epoch, order)
-        by_language = self.groups[int(self._order[1][place])]
-        rng = np.random.default_rng((self.seed, 1, index))
-        languages = list(by_language)
-        rng.shuffle(languages)
-        orders = {language: by_language[language].order(rng) for language in languages}
-        chosen: list[Sample] = []
-        depth = 0
-        while len(chosen) < self.questions:
-            layer = [orders[name][depth] for name in languages if depth < len(orders[name])]
-            if not layer:
-                break
-            chosen += layer[: self.questions - len(chosen)]
-            depth += 1
+        source, group, epoch, visit = self.visits(index)
+        pool = self.pools[source]
+        return pool, pool.visit(group, epoch, visit, self.questions, self.seed)
+
+    def plan(self, index: int) -> tuple[tuple[ImageRef, ...], list[Sample]]:
+        """Pictures and samples of planned row `index`; read, not encoded.
+
+        Raises:
+            DataError: a record cannot be read, or shows another picture than when it was indexed.
+        """
+        pool, records = self.records(index)
+        chosen = [pool.source[int(record)] for record in records]
         images = chosen[0].images
-        # Drawn whether or not it is used, so that a share changes no other choice.
-        redrawn, pick = rng.random(2)
-        drawings = self.variants.get(images[0], ()) if len(images) == 1 else ()
-        if drawings and redrawn < self.variant_share:
-            images = (drawings[int(pick * len(drawings))],)
-        return images, chosen
+        for sample in chosen:
+            if sample.images != images:
+                raise DataError(
+                    f"{sample.source}: shows other pictures than {chosen[0].source}, which it "
+                    "shared them with when the source was indexed; was the file changed since?"
+                )
+        return self._drawn(images, self.visits(index)), chosen
+
+    def _drawn(
+        self, images: tuple[ImageRef, ...], visit: tuple[int, int, int, int]
+    ) -> tuple[ImageRef, ...]:
+        """The pictures, or another drawing of the one."""
+        if len(images) != 1 or not isinstance(images[0], Path):
+            return images
+        drawings = self.variants.get(images[0], ())
+        if not drawings:
+            return images
+        key = key_of(self.seed, "drawing", *visit)
+        redrawn, pick = uniform(np.arange(2, dtype=np.uint64), key)
+        return (drawings[int(pick * len(drawings))],) if redrawn < self.variant_share else images
 
     def __getitem__(self, index: int) -> Row:
+        """Row `index` of the training order."""
+        if not 0 <= index < self.rows:
+            raise IndexError(index)
+        if self.window == 1:
+            return self._row(index)
+        size = self.batch * self.window
+        start = index - index % size
+        if self._window is None or self._window[0] != start:
+            rows = [self._row(i) for i in range(start, min(start + size, self.rows))]
+            self._window = (start, rows, self._by_length(rows, start))
+        _, rows, order = self._window
+        return rows[order[index - start]]
+
+    def _by_length(self, rows: Sequence[Row], start: int) -> np.ndarray:
+        """Order of a window: sorted, cut into micro-batches, these shuffled."""
+        lengths = np.array([self.length(row) for row in rows])
+        lots = shuffled(len(rows), key_of(self.seed, "ties", start))
+        order = lots[np.argsort(lengths[lots], kind="stable")]
+        full = len(rows) // self.batch * self.batch
+        batches = order[:full].reshape(-1, self.batch)
+        batches = batches[shuffled(len(batches), key_of(self.seed, "batches", start))]
+        return np.concatenate([batches.reshape(-1), order[full:]])
+
+    def _row(self, index: int) -> Row:
         images, samples = self.plan(index)
         return Row(images, tuple(samples), tuple(self.encode(sample) for sample in samples))
 
 
-class _Draw:
-    """A weighted order of one picture's samples in one language."""
-
-    def __init__(self, samples: list[Sample], weights: Mapping[str, float]) -> None:
-        self.samples = samples
-        raw = np.array([weights.get(s.metadata.get("kind", ""), 1.0) for s in samples], dtype=float)
-        counts: dict[str, int] = defaultdict(int)
-        for sample in samples:
-            counts[sample.metadata.get("kind", "")] += 1
-        # A weight belongs to a kind, not to each of its samples.
-        share = np.array([1 / counts[s.metadata.get("kind", "")] for s in samples])
-        self.probabilities = raw * share / (raw * share).sum()
-
-    def order(self, rng: np.random.Generator) -> list[Sample]:
-        picks = rng.choice(
-            len(self.samples), len(self.samples), replace=False, p=self.probabilities
-        )
-        return [self.samples[int(pick)] for pick in picks]
+def longest_conversation(row: Row) -> int:
+    """Tokens of the longest of a row's conversations."""
+    return max(len(item.input_ids) for item in row.encoded)

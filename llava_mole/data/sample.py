@@ -37,6 +37,11 @@ class Sample:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else the item held: id, kind, picture, template, …"""
 
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all turns."""
+        return sum(len(turn.text.encode("utf-8")) for turn in self.turns)
+
     def messages(self) -> list[dict[str, Any]]:
         """The conversation as Hugging Face chat messages.
 

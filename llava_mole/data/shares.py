@@ -77,7 +77,7 @@ def mixture_problems(
         problems.append(f"length={stop!r}: must be a number of samples above 0")
     if isinstance(stop, int) and counted:
         problems.append("length: the sum of the sources' samples already says it; leave it out")
-    if isinstance(stop, str) and stop not in ("all_exhausted", "first_exhausted"):
+    if not isinstance(stop, int) and stop not in ("all_exhausted", "first_exhausted"):
         problems.append(
             f"length={stop!r}: expected all_exhausted, first_exhausted or a number of samples"
         )

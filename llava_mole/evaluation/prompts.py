@@ -9,30 +9,12 @@
 
 from __future__ import annotations
 
+from llava_mole.data.choices import CLOSING, lettered_question
 from llava_mole.errors import ConfigError
 from llava_mole.evaluation.items import Item
 from llava_mole.evaluation.scoring import Picture, Query
 
 STYLES = ("answers", "letters", "parrot")
-
-CLOSING = {
-    "letters": {
-        "en": "Answer with the letter.",
-        "zh": "请回答选项字母。",
-        "pt": "Responda com a letra.",
-        "ar": "أجب بحرف الخيار.",
-        "tr": "Harfle yanıtlayın.",
-        "ru": "Ответьте буквой.",
-    },
-    "parrot": {
-        "en": "Answer with the option's letter from the given choices directly.",
-        "zh": "请直接用给定选项中的选项字母回答。",
-        "pt": "Responda diretamente com a letra da opção das escolhas dadas.",
-        "ar": "أجب مباشرةً بحرف الخيار من الاختيارات المعطاة.",
-        "tr": "Verilen seçeneklerden doğrudan seçeneğin harfi ile cevap verin.",
-        "ru": "Ответьте буквой варианта из предложенных вариантов напрямую.",
-    },
-}
 
 
 def style_of(kind: str) -> str:
@@ -52,10 +34,10 @@ def ask(item: Item, style: str, image: Picture | None) -> Query:
     """
     if style not in STYLES:
         raise ConfigError(f"prompt style {style!r}: allowed are {', '.join(STYLES)}")
-    lines = [item.hint] if item.hint else []
-    lines.append(item.question)
     if style == "answers":
-        return Query("\n".join(lines), tuple(item.options.values()), image, item.language)
-    lines += [f"{letter}. {text}" for letter, text in item.options.items()]
-    lines.append(CLOSING[style][item.language])
-    return Query("\n".join(lines), tuple(item.options), image, item.language)
+        lines = [item.hint] if item.hint else []
+        question = "\n".join([*lines, item.question])
+        return Query(question, tuple(item.options.values()), image, item.language)
+    closing = CLOSING[style][item.language]
+    question = lettered_question(item.question, item.options, hint=item.hint, closing=closing)
+    return Query(question, tuple(item.options), image, item.language)

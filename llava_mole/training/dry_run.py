@@ -7,8 +7,6 @@ sample decoded token by token with its label mask.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -18,21 +16,14 @@ from rich.text import Text
 
 from llava_mole.building import build_model
 from llava_mole.data.collator import check_trainable
-from llava_mole.data.rows import PictureRows
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor
+from llava_mole.training.data import TrainingData, planned_rows, read_data
+from llava_mole.training.mix import mix_report, passes_of, print_mix
 from llava_mole.training.parts import count_parameters, set_trainable
 from llava_mole.training.recipe import Recipe
-from llava_mole.training.run import (
-    TrainingData,
-    check_warm_start,
-    read_data,
-    stage_rows,
-    training_arguments,
-)
-
-PLANNED_ROWS = 2000
+from llava_mole.training.run import check_warm_start, training_arguments
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
@@ -45,7 +36,7 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     console.rule("recipe")
     resolved = dataclasses.asdict(recipe)
     console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False)
-    data = read_data(recipe.data.sources)
+    data = read_data(recipe.data)
     check_warm_start(recipe, data)
     for stage in recipe.stages:
         if stage.kind == "language":
@@ -54,13 +45,13 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     console.rule("parameters")
     console.print(parameter_table(recipe, model))
     console.rule("mixture")
+    data.leave_out_long(processor, model.config.text_config.max_position_embeddings)
     for stage in recipe.stages:
         if stage.kind != "language":
             continue
-        rows = stage_rows(recipe, stage, data, processor, stage.steps * stage.pictures_per_step)
-        console.print(mixture_table(f"stage {stage.name}", rows, data))
-        if rows.left_out:
-            console.print(f"{rows.left_out} samples left out: their kind has weight 0")
+        rows = planned_rows(recipe, stage, data, processor)
+        report = mix_report(data, rows, processor)
+        print_mix(report, console, f"stage {stage.name}: {passes_of(rows)}")
     console.rule("one sample")
     print_sample(data, processor, model, console)
 
@@ -82,24 +73,6 @@ def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) ->
     return table
 
 
-def mixture_table(title: str, rows: PictureRows, data: TrainingData) -> Table:
-    """Share of samples by domain, language and kind: in the sources, and as the stage draws."""
-    drawn: Counter[tuple[str, str, str]] = Counter()
-    for index in islice(range(len(rows)), PLANNED_ROWS):
-        for sample in rows.plan(index)[1]:
-            drawn[(sample.domain, sample.language, str(sample.metadata.get("kind", "")))] += 1
-    held = Counter((s.domain, s.language, str(s.metadata.get("kind", ""))) for s in data.samples)
-    table = Table("domain", "language", "kind", "samples", "share held", "share drawn", title=title)
-    for key in sorted(held):
-        table.add_row(
-            *key,
-            f"{held[key]:,}",
-            f"{held[key] / held.total():.1%}",
-            f"{drawn[key] / max(drawn.total(), 1):.1%}",
-        )
-    return table
-
-
 def print_sample(
     data: TrainingData,
     processor: LlavaMoleProcessor,
@@ -110,7 +83,8 @@ def print_sample(
     sample = data.samples[0]
     encoded = processor.encode(sample.messages())
     check_trainable(sample.source, encoded, model.config.text_config.max_position_embeddings)
-    console.print(f"{sample.source}, images {[path.name for path in sample.images]}")
+    names = [image.name if isinstance(image, Path) else "in the file" for image in sample.images]
+    console.print(f"{sample.source}, images {names}")
     console.print(token_view(encoded, processor))
     for question in encoded.questions:
         console.print(f"its image is conditioned on {processor.tokenizer.decode(question)!r}")

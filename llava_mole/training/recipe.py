@@ -13,6 +13,19 @@ from llava_mole.building import ModelRecipe
 
 STAGE_KINDS = ("warm_start", "language")
 WARM_STARTS = ("gradient", "ridge")
+TOO_LONG = ("error", "drop")
+
+
+@dataclass
+class KeepRecipe:
+    """The `keep:` section of a source: which of its samples take part."""
+
+    domains: list[str] | None = None
+    languages: list[str] | None = None
+    kinds: list[str] | None = None
+    min_bytes: int | None = field(default=None, metadata={"min": 0})
+    """Of a sample's text, all turns together, in UTF-8."""
+    max_bytes: int | None = field(default=None, metadata={"min": 1})
 
 
 @dataclass
@@ -20,26 +33,64 @@ class SourceRecipe:
     """One dataset."""
 
     path: str
-    """LLaVA JSON or JSONL."""
+    """LLaVA or messages JSON or JSONL, Parquet, a saved datasets folder (`DIR:split`), a TSV as
+    MMBench's, `DIR/dataset_info.json:NAME`, or `hub:org/name:split`; see docs/data.md."""
+    name: str | None = None
+    """In tables and messages; the file's name if empty. The order of its samples follows from
+    it."""
+    format: str = "auto"
+    """Layout of the records; auto: seen from them."""
     image_root: str | None = None
-    """Folder that the images' paths start from; the file's own folder if empty."""
+    """Folder that the images' paths start from; the data's own folder if empty."""
     domain: str | None = None
     """For samples that do not name theirs."""
     language: str | None = None
     """For samples that do not name theirs."""
     variants: str | None = None
     """names.json that lists other drawings of each picture (`data/openmoji.py` writes one)."""
+    weight: float | None = field(default=None, metadata={"min": 0})
+    """Its share relative to the other sources'; for all or for none. Empty: its size."""
+    samples: int | None = field(default=None, metadata={"min": 0})
+    """Drawn in a pass, in place of weights; for all or for none."""
+    cap: int | None = field(default=None, metadata={"min": 1})
+    """Size beyond which a source's share grows no further."""
+    repeat_limit: float | None = field(default=None, metadata={"above": 0})
+    """Times a sample may come in a pass; the other sources fill up what this one may not."""
+    keep: KeepRecipe = field(default_factory=KeepRecipe)
+
+
+@dataclass
+class FeatureCacheRecipe:
+    """The `feature_cache:` section: features of the frozen tower on disk, for the next run too."""
+
+    folder: str | None = None
+    """`features/` in the user's cache if empty."""
+    max_gib: float = field(default=20, metadata={"above": 0})
+    """The least recently used go beyond it."""
 
 
 @dataclass
 class DataRecipe:
-    """The `data:` section."""
+    """The `data:` section, or a mixture file of its own (`data: data/mixtures/NAME.yaml`)."""
 
     sources: list[SourceRecipe]
+    temperature: float = field(default=1.0, metadata={"above": 0})
+    """Shares are weight^(1/temperature): 1 keeps them, more evens them out."""
+    length: str | int = "all_exhausted"
+    """Of a pass: until every source was seen once (all_exhausted), until the first one was
+    (first_exhausted), or a number of samples."""
+    repeat_limit: float | None = field(default=None, metadata={"above": 0})
+    """Of every source that does not name its own."""
     kind_weights: dict[str, float] = field(default_factory=dict)
     """How often each kind of question is drawn, relative to 1; 0 leaves a kind out."""
     variant_share: float = field(default=0.5, metadata={"min": 0, "max": 1})
     """Share of language rows that show another drawing of their picture, where there are any."""
+    max_length: int | None = field(default=None, metadata={"min": 1})
+    """Tokens of a sample; the language model's context if empty."""
+    too_long: str = field(default="error", metadata={"choices": TOO_LONG})
+    """Samples beyond max_length: "error" names them all before anything is trained, "drop" leaves
+    them out, counted, listed in OUT/left_out.jsonl. Nothing is ever cut."""
+    feature_cache: FeatureCacheRecipe | None = None
 
 
 @dataclass
@@ -88,6 +139,8 @@ class StageRecipe:
     kind: str = field(default="language", metadata={"choices": STAGE_KINDS})
     """"warm_start": projector against names, no language-model pass. "language": next token."""
     steps: int = field(default=100, metadata={"min": 1})
+    passes: float | None = field(default=None, metadata={"above": 0})
+    """Over the mixture, in place of steps."""
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Part -> rate; parts not named are frozen. Parts: vision, projector, parrot, experts, routers,
     lora, language_model."""
@@ -96,6 +149,12 @@ class StageRecipe:
     questions_per_picture: int = field(default=6, metadata={"min": 1})
     share_prefix: bool = True
     """Questions about one picture share its visual tokens. Not with Parrot on."""
+    packing: int | None = field(default=None, metadata={"min": 16})
+    """Tokens of a row into which several pictures or conversations are packed, none of which sees
+    another; null: a row each."""
+    length_window: int = field(default=8, metadata={"min": 1})
+    """Micro-batches among which rows of like length are put side by side, so that less is padded;
+    their order stays random. 1: the planned order."""
     parrot: bool = False
     """Switch the language-conditioned MoE on from this stage."""
     kind_weights: dict[str, float] | None = None

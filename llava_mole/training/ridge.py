@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llava_mole.data.sample import Sample
+from llava_mole.data.sample import ImageRef, Sample
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import RadialBasisProjector, root
@@ -47,11 +47,11 @@ def ridge_start(
     model: LlavaMoleForConditionalGeneration,
     processor: LlavaMoleProcessor,
     samples: Sequence[Sample],
-    features: Callable[[Sequence[Path]], Tensor],
+    features: Callable[[Sequence[ImageRef]], Tensor],
     recipe: WarmStartRecipe,
     *,
     seed: int,
-    variants: Mapping[Path, Sequence[Path]] | None = None,
+    variants: Mapping[Any, Sequence[Path]] | None = None,
     log: Log | None = None,
 ) -> dict[str, float]:
     """Solve for the projector in place.
@@ -141,9 +141,9 @@ def mean_kernel(projector: RadialBasisProjector, features: Tensor) -> Tensor:
 
 def set_centres(
     projector: RadialBasisProjector,
-    features: Callable[[Sequence[Path]], Tensor],
-    chosen: Sequence[Path],
-    drawings: Sequence[Path],
+    features: Callable[[Sequence[ImageRef]], Tensor],
+    chosen: Sequence[ImageRef],
+    drawings: Sequence[ImageRef],
 ) -> None:
     """Direction of each chosen drawing's mean token; `projector.mean` is over all `drawings`."""
     total = torch.zeros(projector.mean.shape, dtype=torch.float64, device=projector.mean.device)

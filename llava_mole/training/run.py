@@ -12,10 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,18 @@ from transformers.trainer_utils import set_seed
 from llava_mole import ranks
 from llava_mole.building import build_model
 from llava_mole.data.collator import Collator
-from llava_mole.data.readers import read_llava_json
-from llava_mole.data.rows import PictureRows
-from llava_mole.data.sample import Sample
-from llava_mole.errors import ConfigError, DataError
+from llava_mole.errors import ConfigError
+from llava_mole.feature_cache import FeatureCache
+from llava_mole.feature_key import about, feature_key
 from llava_mole.features import FeatureStore
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.parrot import LanguageConditionedMoE
-from llava_mole.processing import Encoded, LlavaMoleProcessor
+from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
+from llava_mole.starter import default_cache
+from llava_mole.training.data import TrainingData, read_data, stage_rows
 from llava_mole.training.parts import mark_trained, set_trainable
-from llava_mole.training.recipe import Recipe, SourceRecipe, StageRecipe
+from llava_mole.training.recipe import Recipe, StageRecipe
 from llava_mole.training.ridge import ridge_start
 from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint
 from llava_mole.training.warm_start import match_embeddings, names_of_pictures, warm_start
@@ -44,20 +46,8 @@ from llava_mole.tree import check_supported
 
 logger = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass
-class TrainingData:
-    """Samples of all sources, and other drawings of their pictures."""
-
-    samples: list[Sample]
-    variants: dict[Path, list[Path]]
-
-    def pictures(self) -> list[Path]:
-        """Every picture and variant, each once."""
-        found = dict.fromkeys(path for sample in self.samples for path in sample.images)
-        for paths in self.variants.values():
-            found.update(dict.fromkeys(paths))
-        return list(found)
+FILL_AHEAD = 50_000
+"""Pictures up to which the features of all are computed before a stage, shared among the ranks."""
 
 
 @dataclasses.dataclass
@@ -68,63 +58,6 @@ class RunResult:
     processor: LlavaMoleProcessor
     features: FeatureStore
     seconds: dict[str, float]
-
-
-def read_data(sources: Sequence[SourceRecipe]) -> TrainingData:
-    """Read every source of a recipe.
-
-    Raises:
-        DataError: naming file and line.
-    """
-    samples: list[Sample] = []
-    variants: dict[Path, list[Path]] = {}
-    for source in sources:
-        path = Path(source.path)
-        if not path.is_file():
-            raise DataError(f"data.sources: {path} not found; `python data/openmoji.py --help` "
-                            "shows how the starter's data are made")  # fmt: skip
-        root = Path(source.image_root) if source.image_root else path.parent
-        samples += read_llava_json(path, root, domain=source.domain, language=source.language)
-        if source.variants:
-            others = read_variants(Path(source.variants))
-            # One picture may be written in several ways (relative, through a link).
-            pictures = dict.fromkeys(path for sample in samples for path in sample.images)
-            matched = {p: others[real] for p in pictures if (real := p.resolve()) in others}
-            if others and not matched:
-                raise DataError(
-                    f"data.sources.variants: {source.variants} knows other drawings of "
-                    f"{len(others)} pictures, but no sample of {path} shows any of them (the first "
-                    f"is {next(iter(others))})"
-                )
-            for picture, drawings in matched.items():
-                variants[picture] = list(dict.fromkeys([*variants.get(picture, []), *drawings]))
-    return TrainingData(samples, variants)
-
-
-def read_variants(path: Path) -> dict[Path, list[Path]]:
-    """Picture (its real path) -> other drawings of it, from a builder's names.json."""
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"data.sources.variants: {path} cannot be read: {error}") from error
-    root = path.parent.resolve()
-    found: dict[Path, list[Path]] = {}
-    if not isinstance(names, dict):
-        raise DataError(f"data.sources.variants: {path}: expected an object, picture -> what it is")
-    for key, entry in names.items():
-        try:
-            drawings = [root / v["file"] for v in entry.get("variants", []) if v["keeps_colour"]]
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DataError(
-                f'data.sources.variants: {path}: {key!r}: expected {{"variants": [{{"file": …, '
-                f'"keeps_colour": true}}, …]}}, found {str(entry)[:80]}'
-            ) from error
-        outside = [d for d in drawings if not d.resolve().is_relative_to(root)]
-        if outside:
-            raise DataError(f"{path}: variant {outside[0]} of {key} is outside {root}")
-        if drawings:
-            found[(root / "images" / f"{key}.png").resolve()] = drawings
-    return found
 
 
 class JsonLog(TrainerCallback):
@@ -157,13 +90,6 @@ class JsonLog(TrainerCallback):
         beside = self.path.with_suffix(".tmp")
         beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(beside, self.path)
-
-
-def encode_sample(processor: LlavaMoleProcessor, sample: Sample) -> Encoded:
-    try:
-        return processor.encode(sample.messages())
-    except DataError as error:
-        raise DataError(f"{sample.source}: {error}") from error
 
 
 def add_parrot(model: LlavaMoleForConditionalGeneration, processor: Any, recipe: Recipe) -> None:
@@ -230,23 +156,6 @@ def check_warm_start(recipe: Recipe, data: TrainingData) -> None:
                 names_of_pictures(data.samples, kind, key=f"warm_start.also.{kind}")
 
 
-def stage_rows(
-    recipe: Recipe, stage: StageRecipe, data: TrainingData, processor: LlavaMoleProcessor, rows: int
-) -> PictureRows:
-    """The rows that a language stage draws."""
-    weights = recipe.data.kind_weights if stage.kind_weights is None else stage.kind_weights
-    return PictureRows(
-        data.samples,
-        lambda sample: encode_sample(processor, sample),
-        rows=rows,
-        questions=stage.questions_per_picture,
-        seed=recipe.seed + 1000 * (1 + recipe.stages.index(stage)),
-        kind_weights=weights,
-        variants=data.variants,
-        variant_share=recipe.data.variant_share,
-    )
-
-
 def run_recipe(
     recipe: Recipe,
     *,
@@ -272,14 +181,14 @@ def run_recipe(
     for stage in recipe.stages:
         if stage.kind == "language":
             training_arguments(recipe, stage, out)  # refused now, not after the warm start
-    data = data or read_data(recipe.data.sources)
+    data = data or read_data(recipe.data, progress=ranks.is_main())
     check_warm_start(recipe, data)
     if ranks.is_main():
         prepare_folder(recipe, out, resume)
     ranks.barrier()
     build = dataclasses.replace(recipe.model, parrot=None)
     model, processor = build_model(build)
-    features = FeatureStore(model, processor.image_processor)
+    features = feature_store(recipe, model, processor)
     if before_training is not None:
         before_training(model, processor, features)
     seconds: dict[str, float] = {}
@@ -336,6 +245,32 @@ def save_on_main(model: Any, processor: LlavaMoleProcessor, folder: Path) -> Non
     ranks.barrier()
 
 
+def feature_store(
+    recipe: Recipe, model: LlavaMoleForConditionalGeneration, processor: LlavaMoleProcessor
+) -> FeatureStore:
+    """Features of the frozen tower: in memory, or on disk where the recipe has a feature_cache."""
+    wanted = recipe.data.feature_cache
+    cache = None
+    if wanted is not None:
+        folder = default_cache() / "features" if wanted.folder is None else Path(wanted.folder)
+        key = feature_key(model, processor.image_processor)
+        cache = FeatureCache(
+            folder.expanduser(), key, max_bytes=int(wanted.max_gib * 2**30), about=about(model)
+        )
+    return FeatureStore(model, processor.image_processor, cache=cache)
+
+
+def write_left_out(data: TrainingData, path: Path) -> None:
+    """Which samples did not fit, a line each; no file where all did."""
+    if not data.left_out:
+        path.unlink(missing_ok=True)
+        return
+    lines = [json.dumps({"where": where, "tokens": tokens}) for where, tokens in data.left_out]
+    beside = path.with_suffix(".tmp")
+    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
 def rows_per_process(recipe: Recipe, stage: StageRecipe) -> int:
     """A step's rows, shared among the recipe's own workers.
 
@@ -366,8 +301,11 @@ def run_stage(
     if recipe.minutes is not None:
         budget = recipe.minutes * 60 * (stage.share_of_time or 0)
     frozen_tower = "vision" not in stage.learning_rates
-    if frozen_tower:
+    few = data.picture_groups() <= FILL_AHEAD
+    if frozen_tower and (few or stage.kind == "warm_start"):
         features.fill_together(data.pictures())
+    # Too many to hold, and no disk to put them on: the tower works at every step.
+    from_store = frozen_tower and (few or features.cache is not None)
     if stage.kind == "warm_start":
         if ranks.is_main():  # alone, with the cores of those who wait
             log.truncate_after(-1)
@@ -388,22 +326,32 @@ def run_stage(
             logger.info("warm start: %s", done)
         ranks.same_weights(model.projector)
         return
-    if stage.share_prefix:
-        check_supported(model.language_model.config)
+    for key in ("share_prefix", "packing"):
+        if getattr(stage, key):
+            check_supported(model.language_model.config, key)
     if recipe.stages[0] is stage and isinstance(model.projector, Projector):
         match_embeddings(model, processor, data.samples, features)
     set_trainable(model, stage.learning_rates)
-    arguments = training_arguments(recipe, stage, folder)
-    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    rows = stage_rows(recipe, stage, data, processor, stage.steps * per_step * arguments.world_size)
+    context = model.config.text_config.max_position_embeddings
+    data.leave_out_long(processor, context)
+    if ranks.is_main():
+        write_left_out(data, Path(recipe.output_dir) / "left_out.jsonl")
     collator = Collator(
         processor,
         share_prefix=stage.share_prefix,
         parrot=model.parrot is not None,
-        max_length=model.config.text_config.max_position_embeddings,
-        features=features if frozen_tower else None,
-        load_pixels=lambda paths: processor.image_processor(list(paths))["pixel_values"],
+        max_length=context,
+        packing=stage.packing,
+        features=features if from_store else None,
+        load_pixels=lambda images: processor.image_processor(list(images))["pixel_values"],
     )
+    rows = stage_rows(recipe, stage, data, processor, collator=collator)
+    arguments = training_arguments(recipe, stage, folder)
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    per_step *= arguments.world_size
+    if stage.passes is not None:
+        arguments.max_steps = max(1, math.ceil(stage.passes * rows.mixture.rows / per_step))
+    rows.rows = arguments.max_steps * per_step
     trainer = StageTrainer(
         rates=stage.learning_rates,
         time_budget=budget,

@@ -15,14 +15,22 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import numpy as np
 import yaml
 from transformers import TrainingArguments
 
+from llava_mole.data.shares import PlannedSource, mixture_problems
 from llava_mole.errors import ConfigError
 from llava_mole.mole import MoleConfig
 from llava_mole.mole.methods import METHODS, method_class
 from llava_mole.training.parts import PARTS
-from llava_mole.training.recipe import Recipe, StageRecipe, WarmStartRecipe
+from llava_mole.training.recipe import (
+    DataRecipe,
+    Recipe,
+    SourceRecipe,
+    StageRecipe,
+    WarmStartRecipe,
+)
 
 # Set by the stage itself; a recipe that also names them would be silently overruled.
 OWN_ARGUMENTS = {
@@ -52,15 +60,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: listing every problem.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"recipe {path} not found; configs/ holds the ones that ship")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping; a recipe starts with output_dir, model, data")
+    values = read_mapping(path, "recipe")
     problems: list[str] = []
+    if isinstance(values.get("data"), str):
+        values["data"] = read_mapping(beside(values["data"], path), "data")
     for override in overrides:
         apply_override(values, override, problems)
     recipe = build(Recipe, values, "", problems)
@@ -72,6 +75,58 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     assert recipe is not None
     return recipe
+
+
+def load_mixture(path: str | Path, overrides: Sequence[str] = ()) -> DataRecipe:
+    """Read a mixture file, or the `data:` section of a recipe.
+
+    Args:
+        path: YAML that has `sources` at its top, or `data`.
+        overrides: `data.temperature=2`, as for a recipe; other keys are refused.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    path = Path(path)
+    values = read_mapping(path, "mixture")
+    data = values if "sources" in values else values.get("data")
+    if isinstance(data, str):
+        data = read_mapping(beside(data, path), "data")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: neither `sources` nor `data` at its top; is it a recipe?")
+    problems: list[str] = []
+    whole = {"data": data}
+    for override in overrides:
+        apply_override(whole, override, problems)
+    problems += [f"{key}: only keys of data can be changed here" for key in set(whole) - {"data"}]
+    recipe = build(DataRecipe, whole["data"], "data", problems)
+    if recipe is not None:
+        problems += check_mixture(recipe)
+    if problems:
+        raise ConfigError(
+            f"{path}: {len(problems)} problems\n" + "\n".join(f"  {p}" for p in problems)
+        )
+    assert isinstance(recipe, DataRecipe)
+    return recipe
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Raises ConfigError for what is no YAML mapping."""
+    if not path.is_file():
+        raise ConfigError(f"{what} {path} not found; configs/ holds the recipes that ship")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping; a recipe starts with output_dir, model, data")
+    return values
+
+
+def beside(name: str, recipe: Path) -> Path:
+    """A file that a recipe names: from here, or from the recipe's folder."""
+    here = Path(name)
+    return here if here.is_file() or here.is_absolute() else recipe.parent / name
 
 
 def apply_override(values: dict[str, Any], override: str, problems: list[str]) -> None:
@@ -229,13 +284,11 @@ def cross_checks(recipe: Recipe) -> list[str]:
     problems = []
     if not recipe.stages:
         problems.append("stages: empty; name at least one")
-    if not recipe.data.sources:
-        problems.append("data.sources: empty; name at least one")
     names = [stage.name for stage in recipe.stages]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(f"stages: two are named {name!r}")
     problems += check_arguments(recipe.training, "training")
-    problems += check_weights(recipe.data.kind_weights, "data.kind_weights")
+    problems += check_mixture(recipe.data)
     if recipe.model.dtype not in ("bfloat16", "float16", "float32"):
         problems.append(
             f"model.dtype={recipe.model.dtype!r}: allowed are bfloat16, float16, float32"
@@ -263,6 +316,8 @@ def cross_checks(recipe: Recipe) -> list[str]:
                 f"{path}.share_prefix=true: experts of method {experts.method} depend on the "
                 "question; set share_prefix: false"
             )
+        if stage.passes is not None and stage.steps != StageRecipe(stage.name).steps:
+            problems.append(f"{path}: steps and passes are both given; leave one out")
         problems += unread_keys(stage, path)
         problems += check_start(recipe, index, path)
         problems += check_weights(stage.kind_weights or {}, f"{path}.kind_weights")
@@ -289,6 +344,42 @@ def cross_checks(recipe: Recipe) -> list[str]:
             f"stages: share_of_time adds up to {sum(s or 0 for s in shares):g}, above 1"
         )
     return problems
+
+
+def check_mixture(data: DataRecipe) -> list[str]:
+    """The `data:` section by itself; what depends on the sources' sizes is seen once they are
+    read."""
+    if not data.sources:
+        return ["data.sources: empty; name at least one"]
+    names = source_names(data.sources)
+    one = np.ones(1, dtype=np.int32)
+    planned = [
+        PlannedSource(name, one, source.weight, source.samples, source.cap, source.repeat_limit)
+        for name, source in zip(names, data.sources, strict=True)
+    ]
+    stop: Any = data.length
+    problems = [f"data.{p}" for p in mixture_problems(planned, data.temperature, stop)]
+    for source in data.sources:
+        low, high = source.keep.min_bytes, source.keep.max_bytes
+        if low is not None and high is not None and low > high:
+            problems.append(f"data.sources: {source.path}: keep.min_bytes={low} > max_bytes={high}")
+    return problems + check_weights(data.kind_weights, "data.kind_weights")
+
+
+def source_names(sources: Sequence[SourceRecipe]) -> list[str]:
+    """The given names; else the file's, with its folder's where two would be called the same."""
+    short = [s.name or stem(s.path) for s in sources]
+    return [
+        source.name
+        or (f"{Path(source.path).parent.name}/{name}" if short.count(name) > 1 else name)
+        for source, name in zip(sources, short, strict=True)
+    ]
+
+
+def stem(path: str) -> str:
+    """train of DIR/train.json, NAME of DIR/dataset_info.json:NAME."""
+    head, _, selector = path.rpartition(":")
+    return selector if head.endswith("dataset_info.json") else Path(path).stem
 
 
 GRADIENT_KEYS = (
@@ -349,7 +440,7 @@ def unread_keys(stage: StageRecipe, path: str) -> list[str]:
         f"{path}.{key}: not read by a stage of kind warm_start"
         + next((f"; say warm_start.{k} there" for k in (key, key[:-1]) if k in own), "")
         for key in ("learning_rates", "pictures_per_step", "questions_per_picture", "kind_weights",
-                    "training")
+                    "training", "passes", "packing", "length_window")
         if getattr(stage, key) != getattr(default, key)
     ]  # fmt: skip
 

@@ -68,6 +68,7 @@ class StageTrainer(Trainer):
         """Seconds, those of a stopped run included, as the main rank's clock says: all ranks must
         agree on rate and end."""
         self.samples_in_step: Tensor | int | None = None
+        self._positions = [0, 0]
         self._sums: dict[str, float] = defaultdict(float)
         self._use: dict[str, list[Tensor]] = defaultdict(list)
         self._logged_at: int | None = None
@@ -144,6 +145,10 @@ class StageTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         languages = inputs.pop("languages")
+        # Of all positions that are computed, how many are tokens.
+        tokens = inputs["segment_ids"] >= 0 if "segment_ids" in inputs else inputs["attention_mask"]
+        self._positions[0] += int(tokens.sum())
+        self._positions[1] += tokens.numel()
         if self._logged_at is None:  # a resumed run does not start at step 0
             self._logged_at = self.state.global_step
         out = model(
@@ -169,6 +174,10 @@ class StageTrainer(Trainer):
             self._logged_at = self.state.global_step
             # Every rank logs; its losses are shares of the whole step's, and add up.
             ranks = gather_object([(dict(self._sums), dict(self._use))])
+            positions = gather_object([tuple(self._positions)])
+            real, computed = (sum(numbers) for numbers in zip(*positions, strict=True))
+            logs["real_tokens"] = round(real / max(1, computed), 4)
+            self._positions = [0, 0]
             for name in self._sums:
                 logs[name] = sum(sums[name] for sums, _ in ranks) / steps
             for language in sorted({name for _, use in ranks for name in use}):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from llava_mole.data.sample import Sample
+from llava_mole.data.sample import ImageRef, Sample
 from llava_mole.errors import DataError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleProcessor
@@ -38,14 +38,14 @@ Log = Callable[[dict[str, Any]], None]
 
 def names_of_pictures(
     samples: Sequence[Sample], kind: str, key: str = "warm_start.kind"
-) -> dict[Path, dict[str, str]]:
+) -> dict[ImageRef, dict[str, str]]:
     """Picture -> language -> name, from the answers of samples of one kind; `key` of the recipe
     asked for it.
 
     Raises:
         DataError: no sample of that kind has exactly one picture.
     """
-    names: dict[Path, dict[str, str]] = defaultdict(dict)
+    names: dict[ImageRef, dict[str, str]] = defaultdict(dict)
     for sample in samples:
         if sample.metadata.get("kind") == kind and len(sample.images) == 1:
             answers = [turn.text for turn in sample.turns if turn.role == "assistant"]
@@ -139,12 +139,13 @@ def match_embeddings(
     model: LlavaMoleForConditionalGeneration,
     processor: LlavaMoleProcessor,
     samples: Sequence[Sample],
-    features: Callable[[Sequence[Path]], Tensor],
+    features: Callable[[Sequence[ImageRef]], Tensor],
     count: int = 64,
 ) -> None:
     """Where no warm start comes first: bring the projector to the scale of the answers' embeddings,
-    by the first `count` pictures and their answers. Text alone leaves it as it is."""
-    shown = [sample for sample in samples if sample.images][:count]
+    by `count` samples from all over the data. Text alone leaves it as it is."""
+    places = sorted({place * len(samples) // count for place in range(count)})
+    shown = [sample for sample in (samples[place] for place in places) if sample.images]
     if not shown:
         return
     texts = [turn.text for sample in shown for turn in sample.turns if turn.role == "assistant"]
@@ -236,7 +237,9 @@ def draw_pictures(rng: np.random.Generator, total: int, count: int, hard_share: 
     return np.array(sorted(chosen))
 
 
-def draw_drawing(rng: np.random.Generator, drawings: Sequence[Path], variant_share: float) -> Path:
+def draw_drawing(
+    rng: np.random.Generator, drawings: Sequence[ImageRef], variant_share: float
+) -> ImageRef:
     """The picture itself (the first), or with probability `variant_share` one of the others."""
     if len(drawings) == 1 or rng.random() >= variant_share:
         return drawings[0]
@@ -247,12 +250,12 @@ def warm_start(
     model: LlavaMoleForConditionalGeneration,
     processor: LlavaMoleProcessor,
     samples: Sequence[Sample],
-    features: Callable[[Sequence[Path]], Tensor],
+    features: Callable[[Sequence[ImageRef]], Tensor],
     recipe: WarmStartRecipe,
     *,
     steps: int,
     seed: int,
-    variants: Mapping[Path, Sequence[Path]] | None = None,
+    variants: Mapping[Any, Sequence[Path]] | None = None,
     time_budget: float | None = None,
     log: Log | None = None,
 ) -> dict[str, float]:

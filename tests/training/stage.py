@@ -21,7 +21,9 @@ from llava_mole import ranks
 from llava_mole.building import ModelRecipe, build_model
 from llava_mole.configuration import ParrotConfig
 from llava_mole.data.collator import Collator
-from llava_mole.data.rows import PictureRows
+from llava_mole.data.mixture import Mixture
+from llava_mole.data.pool import ListedSamples, Pool
+from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import Sample, Turn
 from llava_mole.mole import MoleConfig
 from llava_mole.training.parts import set_trainable
@@ -106,8 +108,14 @@ def stage(
         disable_tqdm=True,
         **options,
     )
-    rows = PictureRows(
-        samples(pictures), lambda s: processor.encode(s.messages()), rows=1000, questions=3, seed=0
+    pools = [Pool(ListedSamples(samples(pictures)))]
+    rows = MixtureRows(
+        pools,
+        Mixture([pool.planned for pool in pools], questions=3),
+        lambda s: processor.encode(s.messages()),
+        rows=1000,
+        questions=3,
+        seed=0,
     )
     collator = Collator(
         processor,
