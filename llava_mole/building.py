@@ -19,6 +19,7 @@ from llava_mole.configuration import (
     LlavaMoleConfig,
     ParrotConfig,
     ProjectorConfig,
+    VisionConfig,
     WeightSource,
 )
 from llava_mole.errors import ConfigError
@@ -26,7 +27,7 @@ from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.config import MoleConfig
 from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
 from llava_mole.templates import chat_template
-from llava_mole.vision import load_vision
+from llava_mole.vision import VisionTower, load_vision
 
 # Tokens that vocabularies reserve and text never holds, in order of preference. Adding a token
 # instead would grow the embedding matrix for one placeholder.
@@ -95,22 +96,14 @@ def build_model(
     language_model = checkpoint.load_language_model(
         base, dtype=dtype, attn_implementation=recipe.attn_implementation
     )
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    processor, tower, vision = build_processor(recipe)
+    tokenizer = processor.tokenizer
     vocabulary = language_model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
         raise ConfigError(
             f"tokenizer of {recipe.language_model!r} has {len(tokenizer)} tokens, the embedding "
             f"only {vocabulary} rows: they do not belong together, or the embedding was not resized"
         )
-    image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
-    tower, vision = load_vision(
-        from_anywhere(recipe.vision_model, "local-dir:"),
-        recipe.vision_pretrained,
-        layer=recipe.vision_layer,
-        select=recipe.vision_select,
-        grid=recipe.vision_grid,
-        dtype=recipe.vision_dtype,
-    )
     config = LlavaMoleConfig(
         # A copy: a config sets its attention implementation on its sub-configs.
         text_config=copy.deepcopy(language_model.config),
@@ -124,21 +117,13 @@ def build_model(
         parrot=recipe.parrot.to_dict() if recipe.parrot else None,
         mole=recipe.experts.to_dict() if recipe.experts else None,
         lora=recipe.lora,
-        image_token_id=tokenizer.convert_tokens_to_ids(image_token),
+        image_token_id=processor.image_token_id,
     )
     model = LlavaMoleForConditionalGeneration(
         config, language_model=language_model, vision_tower=tower
     )
     model.requires_grad_(False)
     model.add_adapters()
-    processor = LlavaMoleProcessor(
-        LlavaMoleImageProcessor(vision.preprocess),
-        tokenizer,
-        tokens_per_image=vision.tokens_per_image,
-        image_token=image_token,
-        condition_on=recipe.parrot.condition_on if recipe.parrot else "turn",
-        chat_template=template_source(recipe.chat_template, tokenizer, image_token),
-    )
     # A base model has these tokens too, untrained; stopping at one costs nothing.
     known = [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN]
     stops = {token for token in known if token not in (None, tokenizer.unk_token_id)}
@@ -149,6 +134,37 @@ def build_model(
         pad_token_id=processor.pad_id,
     )
     return model.eval(), processor
+
+
+def build_processor(
+    recipe: ModelRecipe,
+) -> tuple[LlavaMoleProcessor, VisionTower, VisionConfig]:
+    """Tokenizer, preprocessing and tower, without the language model's weights.
+
+    Raises:
+        ConfigError: a name or option is wrong.
+        CheckpointError: a part's files are.
+    """
+    base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
+    tower, vision = load_vision(
+        from_anywhere(recipe.vision_model, "local-dir:"),
+        recipe.vision_pretrained,
+        layer=recipe.vision_layer,
+        select=recipe.vision_select,
+        grid=recipe.vision_grid,
+        dtype=recipe.vision_dtype,
+    )
+    processor = LlavaMoleProcessor(
+        LlavaMoleImageProcessor(vision.preprocess),
+        tokenizer,
+        tokens_per_image=vision.tokens_per_image,
+        image_token=image_token,
+        condition_on=recipe.parrot.condition_on if recipe.parrot else "turn",
+        chat_template=template_source(recipe.chat_template, tokenizer, image_token),
+    )
+    return processor, tower, vision
 
 
 def template_source(name: str, tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:

@@ -27,8 +27,8 @@ from llava_mole.feature_key import TowerAlone, about, feature_key
 from llava_mole.features import FeatureStore
 from llava_mole.processing import LlavaMoleImageProcessor
 from llava_mole.starter import default_cache
-from llava_mole.training.recipe import Recipe
 from llava_mole.training.data import read_data
+from llava_mole.training.recipe import Recipe
 from llava_mole.training.schema import load_recipe
 from llava_mole.vision import load_vision
 

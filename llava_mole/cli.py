@@ -1,4 +1,4 @@
-"""llava-mole: quickstart | train | chat | env. Each command is a few lines over the library."""
+"""llava-mole: quickstart | train | mix | chat | env; each is a few lines over the library."""
 
 from __future__ import annotations
 
@@ -75,6 +75,39 @@ def build_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
     )
 
+    mix = commands.add_parser(
+        "mix",
+        help="print and draw a mixture before it is trained on",
+        description="Plan a recipe's mixture and print it: requested against realised share by "
+        "source, domain, language and kind, passes over each source, tokens; warns where a small "
+        "source is repeated too often. Nothing is trained.",
+        epilog="examples:\n  llava-mole mix configs/starter.yaml --show 5\n"
+        "  llava-mole mix my-mixture.yaml data.temperature=2 --picture mix.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mix.add_argument("config", type=Path, help="recipe, or a file with a recipe's data: section")
+    mix.add_argument("--stage", help="of the recipe (default: the one that draws most rows)")
+    mix.add_argument(
+        "--questions",
+        type=at_least_one,
+        default=1,
+        help="samples of a picture that share a row, for a mixture file (default 1)",
+    )
+    mix.add_argument(
+        "--show", type=int, default=0, metavar="N", help="print the first N rows of the order"
+    )
+    mix.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("mix.png"),
+        help="file for a picture of the mix, PNG, PDF or SVG (default mix.png)",
+    )
+    mix.add_argument("--json", type=Path, help="file for the whole report")
+    mix.add_argument("--no-tokens", action="store_true", help="do not count tokens")
+    mix.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
+    )
+
     chat = commands.add_parser(
         "chat",
         help="ask about a picture",
@@ -143,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from llava_mole import ranks
 
                 return ranks.launch(words, workers)
-        commands = {"quickstart": quickstart, "train": train, "chat": chat, "env": env}
+        commands = {"quickstart": quickstart, "train": train, "mix": mix, "chat": chat, "env": env}
         code = commands[args.command](args)
         if code == 0 and args.command in ("train", "quickstart"):
             from llava_mole import ranks
@@ -204,6 +237,22 @@ def train(args: argparse.Namespace) -> int:
     run_recipe(recipe, resume=not args.no_resume)
     if ranks.is_main():
         print(f"model: {Path(recipe.output_dir) / 'model'}\nlog: {recipe.output_dir}/log.jsonl")
+    return 0
+
+
+def mix(args: argparse.Namespace) -> int:
+    from llava_mole.training.mix import mix
+
+    mix(
+        args.config,
+        args.overrides,
+        stage=args.stage,
+        questions=args.questions,
+        show=args.show,
+        picture=args.picture,
+        json_file=args.json,
+        tokens=not args.no_tokens,
+    )
     return 0
 
 

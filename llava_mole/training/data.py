@@ -280,7 +280,7 @@ def stage_rows(
     recipe: Recipe,
     stage: StageRecipe,
     data: TrainingData,
-    processor: LlavaMoleProcessor,
+    processor: LlavaMoleProcessor | None,
     *,
     rows: int | None = None,
     batch: int | None = None,
@@ -289,6 +289,7 @@ def stage_rows(
     """The rows that a language stage draws.
 
     Args:
+        processor: None: rows are looked at, not encoded.
         rows: how many; None: one pass.
         batch: rows of a micro-batch, of all workers together.
         collator: tells how long a row is; without it rows keep the planned order.
@@ -296,11 +297,17 @@ def stage_rows(
     weights = recipe.data.kind_weights if stage.kind_weights is None else stage.kind_weights
     seed = recipe.seed + 1000 * (1 + recipe.stages.index(stage))
     pools = data.pools(weights)
+
+    def encode(sample: Sample) -> Encoded:
+        if processor is None:
+            raise ConfigError(f"{sample.source}: these rows were planned without a tokenizer")
+        return encode_sample(processor, sample)
+
     mixture = data.mixture(pools, stage.questions_per_picture, seed)
     return MixtureRows(
         pools,
         mixture,
-        lambda sample: encode_sample(processor, sample),
+        encode,
         rows=mixture.rows if rows is None else rows,
         questions=stage.questions_per_picture,
         seed=seed,
@@ -313,7 +320,7 @@ def stage_rows(
 
 
 def planned_rows(
-    recipe: Recipe, stage: StageRecipe, data: TrainingData, processor: LlavaMoleProcessor
+    recipe: Recipe, stage: StageRecipe, data: TrainingData, processor: LlavaMoleProcessor | None
 ) -> MixtureRows:
     """What one process draws in a stage, in the planned order: to look at, not to train on."""
     rows = stage_rows(recipe, stage, data, processor)

@@ -6,6 +6,7 @@ domain, language and kind of question. Realised ones are counted from the planne
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,10 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from llava_mole.building import build_processor
 from llava_mole.data.pool import Pool
 from llava_mole.data.rows import MixtureRows
-from llava_mole.processing import LlavaMoleProcessor
-from llava_mole.training.data import TrainingData, encode_sample
+from llava_mole.data.sample import Sample
+from llava_mole.errors import ConfigError
+from llava_mole.processing import Encoded, LlavaMoleProcessor
+from llava_mole.training.data import TrainingData, encode_sample, planned_rows, read_data
+from llava_mole.training.schema import load_mixture, load_recipe, read_mapping
 
 MANY_PASSES = 4
 """Passes over the same data that are nearly as good as fresh data (Muennighoff et al. 2023)."""
@@ -314,7 +319,7 @@ def print_rows(rows: MixtureRows, count: int, console: Console) -> None:
     console.print(table, markup=False)
 
 
-def question(sample: Any, characters: int = 60) -> str:
+def question(sample: Sample, characters: int = 60) -> str:
     """The first user turn, in a line."""
     said = next((turn.text for turn in sample.turns if turn.role == "user"), "")
     text = " ".join(said.replace("<image>", " ").split())
@@ -325,3 +330,96 @@ def passes_of(rows: MixtureRows) -> str:
     """'0.65 passes', for a stage."""
     number = len(rows) / rows.mixture.rows
     return f"{number:.2f} passes" if not math.isclose(number, 1) else "one pass"
+
+
+def mix(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    stage: str | None = None,
+    questions: int = 1,
+    show: int = 0,
+    picture: Path | None = None,
+    json_file: Path | None = None,
+    tokens: bool = True,
+    console: Console | None = None,
+) -> MixReport:
+    """What `llava-mole mix` does: read the data, plan, print, save.
+
+    Args:
+        path: a recipe, of which one stage is planned, or a mixture file: one pass is.
+        overrides: dotted keys.
+        stage: of the recipe; None: its language stage with most rows.
+        questions: samples of a picture that share a row, for a mixture file.
+        show: print so many rows of the order.
+        picture: file to save a picture of the mix in.
+        json_file: file to save the report in.
+        tokens: count tokens of some samples, with the recipe's tokenizer.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: with what to do.
+    """
+    console = console or Console()
+    values = read_mapping(path, "recipe")
+    processor = None
+    if "sources" in values:
+        if stage is not None:
+            raise ConfigError(f"--stage {stage}: {path} is a mixture file; it has no stages")
+        data = read_data(load_mixture(path, overrides))
+        rows = one_pass(data, questions)
+        title = f"{path}: one pass"
+    else:
+        recipe = load_recipe(path, overrides)
+        planned = [one for one in recipe.stages if one.kind == "language"]
+        names = [one.name for one in planned]
+        if stage is not None and stage not in names:
+            raise ConfigError(f"--stage {stage}: {path} has the language stages {', '.join(names)}")
+        if not planned:
+            raise ConfigError(f"{path}: no stage of kind language, so nothing is drawn")
+        data = read_data(recipe.data)
+        if tokens or recipe.data.max_length is not None:
+            processor = build_processor(recipe.model)[0]
+        if processor is not None and recipe.data.max_length is not None:
+            data.leave_out_long(processor, recipe.data.max_length)
+        drawn = {one.name: planned_rows(recipe, one, data, processor) for one in planned}
+        name = stage or max(drawn, key=lambda one: len(drawn[one]))
+        rows = drawn[name]
+        title = f"stage {name}: {passes_of(rows)}"
+        for other in names:
+            if other != name:
+                console.print(f"stage {other}: {len(drawn[other]):,} rows, "
+                              f"{passes_of(drawn[other])}; see it with --stage {other}",
+                              markup=False)  # fmt: skip
+    report = mix_report(data, rows, processor if tokens else None)
+    print_mix(report, console, title)
+    if show:
+        print_rows(rows, show, console)
+    if picture is not None:
+        save_picture(report, picture)
+        console.print(f"picture of the mix: {picture}", markup=False)
+    if json_file is not None:
+        write_beside(json_file, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    return report
+
+
+def one_pass(data: TrainingData, questions: int) -> MixtureRows:
+    """A pass over a mixture that no recipe trains on."""
+    pools = data.pools(data.recipe.kind_weights)
+    mixture = data.mixture(pools, questions, seed=0)
+    return MixtureRows(
+        pools, mixture, no_tokens, rows=mixture.rows, questions=questions, seed=0,
+        variants=data.variants, variant_share=data.recipe.variant_share,
+    )  # fmt: skip
+
+
+def no_tokens(sample: Sample) -> Encoded:
+    """Rows that are looked at are not encoded."""
+    raise ConfigError(f"{sample.source}: this plan has no tokenizer")
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
