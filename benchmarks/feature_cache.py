@@ -48,10 +48,10 @@ from llava_mole.errors import CheckpointError, ConfigError, DataError
 from llava_mole.feature_cache import FeatureCache
 from llava_mole.feature_key import feature_key
 from llava_mole.features import FeatureStore
+from llava_mole.training.data import TrainingData, read_data
 from llava_mole.training.parts import set_trainable
 from llava_mole.training.recipe import SourceRecipe, WarmStartRecipe
 from llava_mole.training.ridge import ridge_start
-from llava_mole.training.run import TrainingData, read_data
 from llava_mole.training.warm_start import match_embeddings, warm_start
 
 Features = Callable[[Sequence[Any]], Tensor]

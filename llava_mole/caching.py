@@ -28,7 +28,7 @@ from llava_mole.features import FeatureStore
 from llava_mole.processing import LlavaMoleImageProcessor
 from llava_mole.starter import default_cache
 from llava_mole.training.data import read_data
-from llava_mole.training.recipe import Recipe
+from llava_mole.training.recipe import FeatureCacheRecipe, Recipe
 from llava_mole.training.schema import load_recipe
 from llava_mole.vision import load_vision
 
@@ -111,7 +111,7 @@ def fill_cache(
     """
     started = time.monotonic()
     if pictures is None:
-        pictures = read_data(recipe.data.sources).pictures()
+        pictures = read_data(recipe.data, progress=progress).pictures()
     store = tower_store(recipe.model, folder, max_bytes)
     cache = store.cache
     assert cache is not None
@@ -233,8 +233,11 @@ def cache_command(args: argparse.Namespace, console: Console | None = None) -> i
     """
     console = console or Console()
     recipe = load_recipe(args.config, args.overrides) if args.config else None
-    folder = features_folder(args.folder)
-    max_bytes = MAX_BYTES if args.max_gib is None else int(args.max_gib * GIB)
+    wanted = FeatureCacheRecipe()
+    if recipe is not None and recipe.data.feature_cache is not None:
+        wanted = recipe.data.feature_cache
+    folder = features_folder(args.folder or wanted.folder)
+    max_bytes = int((args.max_gib or wanted.max_gib) * GIB)
     if args.clear is not None:
         removed = remove_keys(folder, args.clear or None)
         size = sum(info.bytes for info in removed) / GIB

@@ -1,4 +1,4 @@
-"""llava-mole: quickstart | train | mix | chat | env; each is a few lines over the library."""
+"""llava-mole: the commands, each a few lines over the library."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ examples:
   llava-mole quickstart --minutes 9 --out runs/quickstart
   llava-mole train --config configs/starter.yaml --dry-run
   llava-mole train --config configs/starter.yaml stages.instruct.steps=300 seed=1
+  llava-mole inspect my.json --against benchmark.tsv
+  llava-mole mix configs/starter.yaml --show 5
   llava-mole chat --model runs/quickstart/model --image cat.png "What is this?"
 """
 
@@ -75,6 +77,17 @@ def build_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
     )
 
+    from llava_mole import caching
+    from llava_mole.inspection import command as inspection
+
+    one = commands.add_parser(
+        "inspect",
+        help="check a source line by line, and look for benchmarks in it",
+        description=inspection.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inspection.add_arguments(one)
+
     mix = commands.add_parser(
         "mix",
         help="print and draw a mixture before it is trained on",
@@ -107,6 +120,14 @@ def build_parser() -> argparse.ArgumentParser:
     mix.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
     )
+
+    cache = commands.add_parser(
+        "cache",
+        help="compute a frozen tower's features ahead, or list and clear them",
+        description=caching.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    caching.add_arguments(cache)
 
     chat = commands.add_parser(
         "chat",
@@ -176,7 +197,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from llava_mole import ranks
 
                 return ranks.launch(words, workers)
-        commands = {"quickstart": quickstart, "train": train, "mix": mix, "chat": chat, "env": env}
+        commands = {
+            "quickstart": quickstart,
+            "train": train,
+            "inspect": inspect,
+            "mix": mix,
+            "cache": cache,
+            "chat": chat,
+            "env": env,
+        }
         code = commands[args.command](args)
         if code == 0 and args.command in ("train", "quickstart"):
             from llava_mole import ranks
@@ -254,6 +283,18 @@ def mix(args: argparse.Namespace) -> int:
         tokens=not args.no_tokens,
     )
     return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    from llava_mole.inspection import command
+
+    return command.run(args)
+
+
+def cache(args: argparse.Namespace) -> int:
+    from llava_mole.caching import cache_command
+
+    return cache_command(args)
 
 
 def chat(args: argparse.Namespace) -> int:

@@ -213,7 +213,11 @@ def measured(pool: Pool, processor: LlavaMoleProcessor) -> tuple[float, float]:
 
 
 def print_mix(report: MixReport, console: Console, title: str) -> None:
-    """Tables and warnings."""
+    """Sources, tables and warnings."""
+    for source in report.sources:
+        out = ", ".join(f"{count:,} {why}" for why, count in source.left_out.items())
+        line = f"{source.name}: {source.described}" + (f"; left out: {out}" if out else "")
+        console.print(line, markup=False, highlight=False)
     console.print(source_table(report, title))
     for plural in GROUPS:
         shares = report.shares[plural]
@@ -228,40 +232,38 @@ def print_mix(report: MixReport, console: Console, title: str) -> None:
 
 
 def source_table(report: MixReport, title: str) -> Table:
+    """One line a source, in 80 columns."""
     table = Table(title=title)
-    for column in ("source", "held", "left out", "requested", "realised", "rows", "samples",
-                   "distinct", "passes", "tokens", "supervised"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "source" else "right")
+    table.add_column("source", overflow="fold")
+    columns = ["requested", "realised", "rows", "samples", "passes"]
+    counted = any(source.tokens_per_sample for source in report.sources)
+    for column in columns + ["tokens", "learnt"] * counted:
+        table.add_column(column, justify="right", no_wrap=True)
     for source in report.sources:
-        out = ", ".join(f"{count:,} {why}" for why, count in source.left_out.items())
-        tokens, supervised = source.tokens_per_sample, source.supervised_per_sample
+        tokens, learnt = source.tokens_per_sample or 0.0, source.supervised_per_sample or 0.0
+        cells = [rounded(tokens * source.drawn), rounded(learnt * source.drawn)] * counted
         table.add_row(
-            f"{source.name}\n{source.described}",
-            f"{source.held:,}",
-            out or "0",
+            source.name,
             f"{source.requested:.1%}",
             f"{source.realised:.1%}",
             f"{source.rows:,}",
             f"{source.drawn:,}",
-            f"{source.distinct:,}",
             f"{source.passes:.2f}",
-            "" if tokens is None else rounded(tokens * source.drawn),
-            "" if supervised is None else rounded(supervised * source.drawn),
+            *cells,
         )
     table.caption = (
         f"{report.rows:,} rows, {report.drawn:,} samples; a pass has {report.pass_rows:,} rows"
-        + ("; tokens as in separate rows, from a sample of each source"
-           if any(s.tokens_per_sample for s in report.sources) else "")
-    )  # fmt: skip
+        + "; tokens of separate rows, about" * counted
+    )
     return table
 
 
 def rounded(number: float) -> str:
-    """About 1.2 M."""
+    """1.23 M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
-            return f"≈ {number / size:.3g} {unit}"
-    return f"≈ {number:.3g}"
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
 
 
 def save_picture(report: MixReport, path: Path) -> None:

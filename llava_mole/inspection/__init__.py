@@ -1,0 +1,1 @@
+"""`llava-mole inspect`: what a source holds, what is wrong with it, which benchmark is in it."""

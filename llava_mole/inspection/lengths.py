@@ -1,0 +1,147 @@
+"""Token lengths: how long samples get, and which answers would be cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+
+from llava_mole.data.sample import Sample
+from llava_mole.errors import ConfigError
+from llava_mole.inspection.findings import Finding
+from llava_mole.processing import IGNORE, LlavaMoleImageProcessor, LlavaMoleProcessor
+
+ENDLESS = 10**9
+"""What tokenizers without a limit claim as their limit, or more."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How samples become tokens.
+
+    Attributes:
+        processor: renders and tokenizes; pictures are its `tokens_per_image` each.
+        max_length: tokens of context; None: no limit is known.
+        described: for the report.
+    """
+
+    processor: LlavaMoleProcessor
+    max_length: int | None
+    described: str
+
+    def tokens(self, sample: Sample) -> tuple[int, Finding | None]:
+        """(tokens of the sample, what would be cut).
+
+        Raises:
+            DataError: the text holds the placeholder token itself.
+        """
+        encoded = self.processor.encode(sample.messages())
+        length = len(encoded.input_ids)
+        if self.max_length is None or length <= self.max_length:
+            return length, None
+        lost = sum(label != IGNORE for label in encoded.labels[self.max_length :])
+        message = (
+            f"{length:,} tokens, the context holds {self.max_length:,}: {lost} of "
+            f"{encoded.supervised} tokens of the answers would be cut"
+        )
+        return length, Finding("warning", "too-long", sample.source, message, length)
+
+
+def measure_of(
+    *,
+    config: Path | None = None,
+    tokenizer: Path | None = None,
+    max_length: int | None = None,
+    tokens_per_image: int | None = None,
+) -> Measure | None:
+    """The measure that a recipe or a folder names; None if neither is given.
+
+    Args:
+        config: a recipe: its tokenizer, chat template and tower.
+        tokenizer: a folder of a model of ours, or of a tokenizer alone.
+        max_length: instead of the language model's or the tokenizer's own limit.
+        tokens_per_image: needed with a tokenizer alone: what a picture becomes.
+
+    Raises:
+        ConfigError: both are given; the recipe is wrong; the tokenizer cannot be loaded, or has no
+            token to stand for a picture.
+        CheckpointError: a part of the recipe is missing.
+    """
+    if config is not None and tokenizer is not None:
+        raise ConfigError("--config and --tokenizer: give one of them")
+    if config is not None:
+        processor, limit = _of_recipe(config)
+        described = f"tokens as {config} makes them"
+    elif tokenizer is not None:
+        processor, limit = _of_folder(tokenizer, tokens_per_image or 1)
+        described = f"tokens of {tokenizer}"
+    else:
+        if max_length is not None:
+            raise ConfigError(
+                "--max-length: in tokens of which model? Give --config or --tokenizer"
+            )
+        return None
+    described += f", {processor.tokens_per_image} per picture"
+    return Measure(processor, max_length or limit, described)
+
+
+def _of_recipe(path: Path) -> tuple[LlavaMoleProcessor, int | None]:
+    from llava_mole import checkpoint
+    from llava_mole.building import RESERVED, find_token, from_anywhere, template_source
+    from llava_mole.training.schema import load_recipe
+    from llava_mole.vision import load_vision
+
+    recipe = load_recipe(path).model
+    base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
+    _, vision = load_vision(
+        from_anywhere(recipe.vision_model, "local-dir:"),
+        recipe.vision_pretrained,
+        layer=recipe.vision_layer,
+        select=recipe.vision_select,
+        grid=recipe.vision_grid,
+    )
+    processor = LlavaMoleProcessor(
+        LlavaMoleImageProcessor(vision.preprocess),
+        tokenizer,
+        tokens_per_image=vision.tokens_per_image,
+        image_token=image_token,
+        chat_template=template_source(recipe.chat_template, tokenizer, image_token),
+    )
+    text = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
+    return processor, text.max_position_embeddings
+
+
+def _of_folder(folder: Path, tokens_per_image: int) -> tuple[LlavaMoleProcessor, int | None]:
+    from llava_mole.building import RESERVED, find_token
+    from llava_mole.templates import chat_template
+
+    if not folder.is_dir():
+        raise ConfigError(f"--tokenizer {folder}: no such folder")
+    try:
+        if (folder / "processor_config.json").is_file():
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            if isinstance(processor, LlavaMoleProcessor):
+                return processor, _limit(processor.tokenizer.model_max_length)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"--tokenizer {folder}: no tokenizer that can be loaded ({str(error).splitlines()[0]})"
+        ) from error
+    image_token = find_token(tokenizer, RESERVED, "image_token")
+    own = tokenizer.chat_template
+    usable = isinstance(own, str) and "generation %}" in own
+    processor = LlavaMoleProcessor(
+        LlavaMoleImageProcessor({}),
+        tokenizer,
+        tokens_per_image=tokens_per_image,
+        image_token=image_token,
+        chat_template=own if usable else chat_template("qa", image_token=image_token),
+    )
+    return processor, _limit(tokenizer.model_max_length)
+
+
+def _limit(claimed: int) -> int | None:
+    return int(claimed) if claimed < ENDLESS else None
