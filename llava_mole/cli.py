@@ -153,30 +153,46 @@ def at_least_one(text: str) -> int:
     return value
 
 
+FLAGS = {"--help", "-h", "--verbose", "--dry-run", "--no-resume", "--no-tokens", "--list"}
+OPTIONS = {
+    "train": {"--config"},
+    "quickstart": {"--config", "--minutes", "--out", "--seed", "--items", "--variants"},
+    "mix": {"--stage", "--questions", "--show", "--picture", "--json"},
+    "cache": {"--config", "--folder", "--max-gib", "--json", "--clear"},
+}
+"""Of the commands that take overrides; all with one value."""
+
+
 def as_overrides(argv: Sequence[str]) -> list[str]:
-    """Recipe keys in the shape of options (`--seed 1`, `--stages.instruct.steps=5`) as KEY=VALUE.
+    """Recipe keys in the shape of options (`--seed 1`, `--stages.instruct.steps=5`) as KEY=VALUE,
+    and after all options, wherever they were written.
 
     Only for the commands that take overrides; options of those commands stay as they are.
     """
     words = list(argv)
     command = next((word for word in words if not word.startswith("-")), None)
-    if command not in ("train", "quickstart"):
+    if command not in OPTIONS:
         return words
-    own = {"--help", "--verbose", "--config", "--dry-run", "--no-resume", "--minutes", "--out"}
-    own |= {"--seed", "--items", "--variants"} if command == "quickstart" else set()
-    out: list[str] = []
+    first = words.index(command) + 1
+    options, plain, words = words[:first], [], words[first:]
     while words:
         word = words.pop(0)
         key, equals, value = word.partition("=")
-        if not word.startswith("--") or key in own or len(word) == 2:
-            out.append(word)
+        if not word.startswith("-") or word == "--":
+            plain.append(word)
+        elif key in FLAGS or len(word) == 2:
+            options.append(word)
+        elif key in OPTIONS[command]:
+            options.append(word)
+            if not equals and words and (not words[0].startswith("--") or key != "--clear"):
+                options.append(words.pop(0))
         elif equals:
-            out.append(f"{key[2:]}={value}")
+            plain.append(f"{key[2:]}={value}")
         elif words and not words[0].startswith("--"):
-            out.append(f"{key[2:]}={words.pop(0)}")
+            plain.append(f"{key[2:]}={words.pop(0)}")
         else:
-            out.append(word)  # argparse says what is wrong with it
-    return out
+            options.append(word)  # argparse says what is wrong with it
+    return options + plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:

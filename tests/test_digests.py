@@ -1,6 +1,7 @@
 """Pictures' digests: of content alone, remembered while a file stays as it was."""
 
 import hashlib
+import multiprocessing
 import os
 import sqlite3
 from pathlib import Path
@@ -114,3 +115,18 @@ def test_a_file_that_is_missing_or_a_folder_is_named(tmp_path: Path) -> None:
         Digests()([tmp_path])
     with pytest.raises(DataError, match="cannot be read"):
         Digests()(["a\0b.png"])
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_forked_process_asks_for_itself(picture: Path, tmp_path: Path) -> None:
+    """As a DataLoader's worker does: a connection must not cross a fork."""
+    known = Digests(tmp_path / "d")
+    known([picture])
+    forge(tmp_path / "d", picture, b"x" * 32)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    process = context.Process(target=lambda: answers.put(known([picture, b"new"])))
+    process.start()
+    process.join(60)
+    assert answers.get() == [b"x" * 32, sha256(b"new")]
+    assert known([picture]) == [b"x" * 32]

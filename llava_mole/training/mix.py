@@ -307,18 +307,14 @@ def save_picture(report: MixReport, path: Path) -> None:
 
 def print_rows(rows: MixtureRows, count: int, console: Console) -> None:
     """The first rows of the order: file and line of every sample."""
-    table = Table("row", "source", "pictures", "samples", title="the order")
     for index in range(min(count, len(rows))):
         images, samples = rows.plan(index)
         pool, _ = rows.records(index)
         names = [image.name if isinstance(image, Path) else "(in the file)" for image in images]
-        table.add_row(
-            str(index),
-            pool.source.name,
-            "\n".join(names) or "(text only)",
-            "\n".join(f"{s.source} [{s.language}] {question(s)}" for s in samples),
-        )
-    console.print(table, markup=False)
+        shown = ", ".join(names) or "text only"
+        lines = [f"  {s.source} [{s.language}] {question(s)}" for s in samples]
+        text = "\n".join([f"row {index}: {pool.source.name}, {shown}", *lines])
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def question(sample: Sample, characters: int = 60) -> str:
@@ -398,7 +394,7 @@ def mix(
         print_rows(rows, show, console)
     if picture is not None:
         save_picture(report, picture)
-        console.print(f"picture of the mix: {picture}", markup=False)
+        console.print(f"picture of the mix: {picture}", markup=False, soft_wrap=True)
     if json_file is not None:
         write_beside(json_file, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return report
