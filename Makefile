@@ -78,6 +78,6 @@ $(VENV)/.installed-demo: pyproject.toml $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
-	@echo "installing llava-mole[starter,demo,dev] into $(VENV)"
-	$(PIP) --editable ".[starter,demo,dev]" $(TORCH)
+	@echo "installing llava-mole[starter,data,demo,dev] into $(VENV)"
+	$(PIP) --editable ".[starter,data,demo,dev]" $(TORCH)
 	@touch $@

@@ -178,7 +178,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of data/openmoji.py")
-    parser.add_argument("--answers", type=int, default=72, help="a step (default 72)")
+    parser.add_argument("--answers", type=int, default=24, help="a step (default 24)")
     parser.add_argument("--questions", type=int, default=6, help="that share a picture (default 6)")
     parser.add_argument("--packing", type=int, default=512, help="tokens of a row, 0: off (512)")
     parser.add_argument("--window", type=int, default=8, help="of lengths, in steps (default 8)")

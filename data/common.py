@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TypeVar
 
 from llava_mole.errors import ConfigError
 
@@ -25,6 +26,8 @@ COLUMNS = (
     "l2-category", "comment", "split", "language",
 )  # fmt: skip
 LETTERS = ("A", "B", "C", "D")
+
+T = TypeVar("T")
 
 
 # --- a folder that appears whole ------------------------------------------------------------------
@@ -217,6 +220,61 @@ def round_robin(members: Iterable, rng: random.Random) -> Iterator:
     rng.shuffle(order)
     while True:
         yield from order
+
+
+def evenly(order: Sequence[T], count: int, rng: random.Random) -> list[T]:
+    """``count`` evenly spaced elements of ``order``, from a random start."""
+    start = rng.random()
+    return [order[int((position + start) * len(order) / count)] for position in range(count)]
+
+
+def owed_draws(
+    answers: Sequence[T], count: int, options: int, rng: random.Random
+) -> Iterator[tuple[T, list[T]]]:
+    """``count`` pairs: the right answer, and the options it stands among, in random order.
+
+    Options are drawn first; then that one becomes the right one which was right least often for how
+    often it was offered. So every answer is right as often as chance has it, among what is offered.
+
+    Args:
+        answers: what can be right; one that is listed twice is offered about twice as often.
+        options: different answers offered each time.
+    """
+    owed: dict[T, float] = dict.fromkeys(answers, 0.0)  # times offered / options - times right
+    if len(owed) < options:
+        return
+    for _ in range(count):
+        offered: list[T] = []
+        while len(offered) < options:
+            offered += [one for one in (rng.choice(answers),) if one not in offered]
+        for option in offered:
+            owed[option] += 1 / options
+        right = max(offered, key=owed.__getitem__)  # the first of equals; their order is random
+        owed[right] -= 1.0
+        yield right, offered
+
+
+def blocks(
+    pools: Iterable[Sequence[T]], count: int, rng: random.Random
+) -> Iterator[tuple[T, list[T], int]]:
+    """``count`` times (the right one, four options, its place), four of one pool in turn.
+
+    Each of the four is the right one once, at a place of its own: whoever sees options alone is at
+    chance, exactly. Members that were not asked about yet come first. ``count`` should be a
+    multiple of four, and each pool needs four members.
+    """
+    pool_of = {member: pool for pool in pools for member in pool}
+    asked = dict.fromkeys(pool_of, 0)
+    turns = round_robin(pool_of, rng)
+    for number in range(0, count, 4):
+        first = next(one for one in turns if asked[one] == min(asked.values()))
+        others = [member for member in pool_of[first] if member != first]
+        rng.shuffle(others)
+        block = [first, *sorted(others, key=asked.__getitem__)[:3]]
+        lots = zip(block, rng.sample(range(4), 4), strict=True)
+        for right, place in islice(lots, count - number):
+            asked[right] += 1
+            yield right, block, place
 
 
 def with_right_at(place: int, options: Sequence, right: object) -> list:
