@@ -40,9 +40,9 @@ from llava_mole.configuration import ProjectorConfig
 from llava_mole.errors import CheckpointError, ConfigError, DataError
 from llava_mole.evaluation.items import Item, read_items
 from llava_mole.features import FeatureStore
+from llava_mole.training.data import read_data
 from llava_mole.training.recipe import SourceRecipe, WarmStartRecipe
 from llava_mole.training.ridge import ridge_start
-from llava_mole.training.data import read_data
 from llava_mole.training.warm_start import names_of_pictures, warm_start
 
 ALSO = {"kind": 3.0, "attribute": 4.0}
