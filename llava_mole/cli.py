@@ -112,8 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     mix.add_argument(
         "--picture",
         type=Path,
-        default=Path("mix.png"),
-        help="file for a picture of the mix, PNG, PDF or SVG (default mix.png)",
+        help="save a picture of the mix: a file, PNG, PDF or SVG",
     )
     mix.add_argument("--json", type=Path, help="file for the whole report")
     mix.add_argument("--no-tokens", action="store_true", help="do not count tokens")

@@ -85,7 +85,7 @@ class _Line:
     """One line as runs of glyphs from left to right, each run with its font."""
 
     def __init__(self, text: str, size: int, language: str) -> None:
-        visual = _visual(text, language)
+        visual = visual_order(text, language)
         fonts = [_font_of(character, language, text) for character in visual]
         self._runs = [
             ("".join(character for character, _ in run), _sized(path, size))
@@ -99,7 +99,7 @@ class _Line:
             x += font.getlength(characters)
 
 
-def _visual(text: str, language: str) -> str:
+def visual_order(text: str, language: str) -> str:
     """The characters of one line as they stand from left to right, Arabic ones joined."""
     if all(ord(character) < 0x0590 for character in text):
         return text

@@ -62,6 +62,8 @@ def mixture_problems(
             )
     if any(s.weight is not None for s in sources) and any(s.samples is not None for s in sources):
         problems.append("sources: weight and samples are both given; use one of them for all")
+    if any(s.weight is not None for s in sources) and any(s.cap is not None for s in sources):
+        problems.append("sources: cap limits a source's size, but weights are given in its place")
     for source in sources:
         for key in ("weight", "samples", "cap", "repeat_limit"):
             value = vars(source)[key]

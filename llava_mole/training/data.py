@@ -200,8 +200,8 @@ def read_data(
     for name, wanted in zip(source_names(recipe.sources), recipe.sources, strict=True):
         if not wanted.path.startswith("hub:") and not Path(wanted.path.split(":")[0]).exists():
             raise DataError(
-                f"data.sources: {wanted.path}: no such file; `python data/openmoji.py --help` "
-                "shows how the starter's data are made"
+                f"data.sources: {wanted.path}: no such file; data/README.md tells how the "
+                "data are made or where they are published (the starter's: data/openmoji.py)"
             )
         spec = SourceSpec(
             wanted.path,

@@ -197,7 +197,8 @@ def shares_by(
         for name, mine, came in zip(names, held / max(held.sum(), 1e-30), drawn, strict=True):
             asked[name] = asked.get(name, 0.0) + float(requested[number] * mine)
             given[name] = given.get(name, 0.0) + float(came / total)
-    return {name: (asked[name], given[name]) for name in sorted(asked)}
+    there = [name for name in sorted(asked) if asked[name] or given[name]]
+    return {name: (asked[name], given[name]) for name in there}
 
 
 def measured(pool: Pool, processor: LlavaMoleProcessor) -> tuple[float, float]:

@@ -98,7 +98,10 @@ def load_mixture(path: str | Path, overrides: Sequence[str] = ()) -> DataRecipe:
     whole = {"data": data}
     for override in overrides:
         apply_override(whole, override, problems)
-    problems += [f"{key}: only keys of data can be changed here" for key in set(whole) - {"data"}]
+    problems += [
+        f"{key}: only keys of data can be changed here, as in data.temperature=2"
+        for key in set(whole) - {"data"}
+    ]
     recipe = build(DataRecipe, whole["data"], "data", problems)
     if recipe is not None:
         problems += check_mixture(recipe)
@@ -159,6 +162,10 @@ def apply_override(values: dict[str, Any], override: str, problems: list[str]) -
 def entry_of(entries: list[Any], name: str) -> Any:
     for index, entry in enumerate(entries):
         if name == str(index) or (isinstance(entry, dict) and entry.get("name") == name):
+            return entry
+    for entry in entries:  # a source is called by its file where it has no name
+        path = entry.get("path") if isinstance(entry, dict) and "name" not in entry else None
+        if isinstance(path, str) and stem(path) == name:
             return entry
     return None
 

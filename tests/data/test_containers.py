@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -302,3 +303,20 @@ def test_a_bad_tsv_row_is_refused_with_its_line(tmp_path, rows, message):
 @pytest.fixture(scope="module")
 def png():
     return picture(3)
+
+
+def test_shards_with_a_hash_in_their_name_have_a_split(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002-9c7bb61715644330", "test-00000-of-00001-0a1b2c3d4e5f6071"):
+        pq.write_table(pa.table({"x": [1, 2]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match="train"):
+        open_container(tmp_path, cache_dir=tmp_path / "cache")
+    assert len(open_container(tmp_path, split="train", cache_dir=tmp_path / "cache")) == 2
+
+
+def test_subsets_in_folders_of_their_own_are_not_merged(tmp_path: Path) -> None:
+    for subset in ("charts", "documents"):
+        (tmp_path / subset).mkdir()
+        pq.write_table(pa.table({"x": [1]}), tmp_path / subset / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"2 folders.*charts.*source of its own"):
+        open_container(tmp_path, cache_dir=tmp_path / "cache")
+    assert len(open_container(tmp_path / "charts", cache_dir=tmp_path / "cache")) == 1

@@ -260,7 +260,7 @@ def test_a_warm_start_for_a_kind_that_is_not_there_is_refused_at_once(recipe_fil
 
 def test_a_missing_data_file_says_how_to_make_it(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, ["data.sources.0.path=nowhere.json"])
-    with pytest.raises(DataError, match=r"nowhere\.json.*no such file.*data/openmoji\.py"):
+    with pytest.raises(DataError, match=r"nowhere\.json.*no such file.*data/openmoji"):
         run_recipe(recipe)
 
 

@@ -38,7 +38,7 @@ BROKEN = (
 )
 """What pyarrow raises on damaged files; nothing else runs inside the guarded lines."""
 
-_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}$")
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?$")
 
 
 class Table(Container):
@@ -217,7 +217,14 @@ def open_folder(path: Path, split: str | None) -> Table:
     for shard in shards:
         inside = _inside(path, str(shard.relative_to(path)), path)
         by_split.setdefault(split_of(shard), []).append(inside)
-    return Parquet(path, by_split[_choose(path, list(by_split), split)])
+    chosen = by_split[_choose(path, list(by_split), split)]
+    folders = sorted({str(shard.parent) for shard in chosen})
+    if len(folders) > 1 and not all(re.fullmatch(r"\d{4}", shard.stem) for shard in chosen):
+        raise DataError(
+            f"{path}: its Parquet files lie in {len(folders)} folders, which may be subsets of "
+            f"different data ({', '.join(folders[:3])}, …): make each a source of its own"
+        )
+    return Parquet(path, chosen)
 
 
 def split_of(shard: Path) -> str:
