@@ -7,7 +7,7 @@ from PIL import Image, ImageFont, features
 pytest.importorskip("fontpkg_noto_sans", reason="needs the starter extra")
 
 from llava_mole.errors import ConfigError, DataError
-from llava_mole.typesetting import _font_files, _visual, draw_text, text_size
+from llava_mole.typesetting import _font_files, draw_text, text_size, visual_order
 
 SAMPLES = {
     "en": "What is this?",
@@ -52,11 +52,11 @@ def test_arabic_letters_join():
 
 
 def test_arabic_runs_from_the_right_with_brackets_mirrored():
-    assert _visual("abc", "en") == "abc"
-    assert _visual("A. موز", "ar").endswith(".A")
-    quoted = _visual("«موز»", "ar")
+    assert visual_order("abc", "en") == "abc"
+    assert visual_order("A. موز", "ar").endswith(".A")
+    quoted = visual_order("«موز»", "ar")
     assert (quoted[0], quoted[-1]) == ("«", "»")
-    in_brackets = _visual("زر (موز)", "ar")
+    in_brackets = visual_order("زر (موز)", "ar")
     assert in_brackets[0] == "("
 
 
