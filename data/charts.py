@@ -240,27 +240,7 @@ examples:
         help=f"kinds of question, of: {', '.join(questions.ALL_KINDS)} (default: "
         f"{', '.join(questions.KINDS)})",
     )
-    chosen = parser.parse_args(arguments)
-    try:
-        manifest = build(
-            chosen.out,
-            seed=chosen.seed,
-            limit=chosen.limit,
-            kinds=chosen.kinds,
-            eval_items=chosen.eval_items,
-            workers=chosen.workers,
-            progress=not chosen.quiet,
-        )
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    pictures, rows = manifest["pictures"], manifest["eval_rows"]
-    print(
-        f"{chosen.out}: {pictures['train']} trained charts, {pictures['dev']} dev, "
-        f"{pictures['test']} test; {manifest['train_items']} training questions; "
-        + ", ".join(f"eval_{name}.tsv {count} rows" for name, count in rows.items())
-    )
-    return 0
+    return common.run(parser, arguments, build, "charts")
 
 
 if __name__ == "__main__":

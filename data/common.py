@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -305,3 +306,31 @@ def add_options(parser: argparse.ArgumentParser, eval_items: int = 100) -> None:
     )
     add("--workers", type=int, default=2, metavar="N", help="processes that draw (default 2)")
     add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    arguments: list[str] | None,
+    build: Callable[..., dict],
+    drawn: str = "pictures",
+) -> int:
+    """Parse, build, print what was built; the exit code.
+
+    Args:
+        parser: its options are named as ``build``'s arguments, those of :func:`add_options` too.
+        drawn: what the data set has so many of.
+    """
+    chosen = vars(parser.parse_args(arguments))
+    out, progress = chosen.pop("out"), not chosen.pop("quiet")
+    try:
+        manifest = build(out, progress=progress, **chosen)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    pictures, rows = manifest["pictures"], manifest["eval_rows"]
+    print(
+        f"{out}: {pictures['train']} trained {drawn}, {pictures['dev']} dev, "
+        f"{pictures['test']} test; {manifest['train_items']} training questions; "
+        + ", ".join(f"eval_{name}.tsv {count} rows" for name, count in rows.items())
+    )
+    return 0

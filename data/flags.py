@@ -281,31 +281,14 @@ examples:
         help="pictures of each trained flag's pattern in other colours (default 5)",
     )
     parser.add_argument(
-        "--maps", type=int, default=600, metavar="N", help="maps trained on (default 600)"
+        "--maps",
+        dest="map_count",
+        type=int,
+        default=600,
+        metavar="N",
+        help="maps trained on (default 600)",
     )
-    chosen = parser.parse_args(arguments)
-    try:
-        manifest = build(
-            chosen.out,
-            seed=chosen.seed,
-            limit=chosen.limit,
-            renderings=chosen.renderings,
-            repaints=chosen.repaints,
-            map_count=chosen.maps,
-            eval_items=chosen.eval_items,
-            workers=chosen.workers,
-            progress=not chosen.quiet,
-        )
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    pictures, rows = manifest["pictures"], manifest["eval_rows"]
-    print(
-        f"{chosen.out}: {pictures['train']} trained pictures, {pictures['dev']} dev, "
-        f"{pictures['test']} test; {manifest['train_items']} training questions; "
-        + ", ".join(f"eval_{name}.tsv {count} rows" for name, count in rows.items())
-    )
-    return 0
+    return common.run(parser, arguments, build)
 
 
 if __name__ == "__main__":

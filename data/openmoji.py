@@ -255,27 +255,7 @@ examples:
         metavar="N",
         help="re-drawn versions of each trained picture (default 4)",
     )
-    chosen = parser.parse_args(arguments)
-    try:
-        manifest = build(
-            chosen.out,
-            seed=chosen.seed,
-            limit=chosen.limit,
-            variants=chosen.variants,
-            eval_items=chosen.eval_items,
-            workers=chosen.workers,
-            progress=not chosen.quiet,
-        )
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    pictures, rows = manifest["pictures"], manifest["eval_rows"]
-    print(
-        f"{chosen.out}: {pictures['train']} trained pictures, {pictures['dev']} dev, "
-        f"{pictures['test']} test; {manifest['train_items']} training questions; "
-        + ", ".join(f"eval_{name}.tsv {count} rows" for name, count in rows.items())
-    )
-    return 0
+    return common.run(parser, arguments, build)
 
 
 if __name__ == "__main__":
