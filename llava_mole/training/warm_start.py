@@ -108,7 +108,7 @@ class Pairs:
     """Pictures and what a warm start pulls them to.
 
     Attributes:
-        pictures: each once.
+        pictures: each once; those with an answer of any of the kinds.
         vectors, mask: of their names, see `name_vectors`.
         others: (weight, vectors, mask) of each kind in `recipe.also`.
         centre, spread: mean (D,) and standard deviation of the names' input embeddings.
@@ -122,15 +122,21 @@ class Pairs:
         recipe: WarmStartRecipe,
     ) -> None:
         by_picture = names_of_pictures(samples, recipe.kind)
-        names = list(by_picture.values())
-        self.pictures = list(by_picture)
-        languages = sorted({language for known in names for language in known})
-        self.vectors, self.mask = name_vectors(model, processor, names, languages)
-        self.others: list[tuple[float, Tensor, Tensor]] = []
-        for kind, weight in recipe.also.items():
-            answers = names_of_pictures(samples, kind, key=f"warm_start.also.{kind}")
+        others = {
+            kind: names_of_pictures(samples, kind, key=f"warm_start.also.{kind}")
+            for kind in recipe.also
+        }
+        every = [by_picture, *others.values()]
+        self.pictures = list(dict.fromkeys(picture for known in every for picture in known))
+        languages = sorted({one for known in every for by in known.values() for one in by})
+
+        def vectors(answers: Mapping[ImageRef, Mapping[str, str]]) -> tuple[Tensor, Tensor]:
             known = [answers.get(picture, {}) for picture in self.pictures]
-            self.others.append((weight, *name_vectors(model, processor, known, languages)))
+            return name_vectors(model, processor, known, languages)
+
+        self.vectors, self.mask = vectors(by_picture)
+        self.others = [(recipe.also[kind], *vectors(known)) for kind, known in others.items()]
+        names = by_picture.values()
         tokens = [t for known in names for n in known.values() for t in processor.question_ids(n)]
         self.centre, self.spread = embedding_statistics(model, tokens)
 
@@ -182,7 +188,10 @@ def alignment_loss(pictures: Tensor, names: Tensor, mask: Tensor) -> Tensor:
     """1 - cosine between a picture and its names, mean over pairs. Arguments as above.
 
     With names in several languages it cannot reach 0: the best a picture can do is their mean.
+    Without a pair: 0, with a gradient of zeros.
     """
+    if not mask.any():
+        return 0 * pictures.sum()
     cosines = torch.einsum("kd,kld->kl", F.normalize(pictures, dim=-1), names)
     return 1 - cosines[mask].mean()
 
@@ -194,7 +203,7 @@ def naming_accuracy(pictures: Tensor, names: Tensor, mask: Tensor) -> float:
     cosines = torch.einsum("id,jld->lij", F.normalize(pictures, dim=-1), names)
     hit = cosines.masked_fill(~mask.T.unsqueeze(1), -2).argmax(-1)
     right = (hit == torch.arange(len(pictures), device=hit.device))[mask.T]
-    return right.float().mean().item()
+    return right.float().mean().nan_to_num().item()  # no name among them: 0
 
 
 def random_tokens(features: Tensor, share: float, generator: torch.Generator) -> Tensor:

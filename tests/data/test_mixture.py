@@ -5,8 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from llava_mole.data.mixture import Mixture, PlannedSource, share_of_rank
 from llava_mole.data.random_order import key_of, permuted, uniform
@@ -73,6 +75,17 @@ def test_a_step_holds_the_same_rows_on_any_number_of_ranks(ranks):
         here = slice(step * (per_step // ranks), (step + 1) * (per_step // ranks))
         rows = sorted(np.concatenate([rank[here] for rank in taken]).tolist())
         assert rows == list(range(step * per_step, (step + 1) * per_step))
+
+
+@pytest.mark.parametrize("ranks", range(1, 17))
+@pytest.mark.parametrize("rows_per_rank", [1, 3])
+def test_the_ranks_of_a_training_take_the_rows_that_the_planner_says(ranks, rows_per_rank):
+    # The Trainer's loader: rows in order, and accelerate deals whole micro-batches to the ranks.
+    rows = 5 * ranks * rows_per_rank
+    batches = BatchSampler(SequentialSampler(range(rows)), rows_per_rank, drop_last=False)
+    for rank in range(ranks):
+        dealt = [row for batch in BatchSamplerShard(batches, ranks, rank) for row in batch]
+        assert dealt == share_of_rank(rows, rank, ranks, rows_per_rank).tolist()
 
 
 def test_every_sample_of_a_source_comes_once_an_epoch_and_epochs_differ():

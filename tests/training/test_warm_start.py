@@ -17,6 +17,7 @@ from llava_mole.errors import DataError
 from llava_mole.features import FeatureStore
 from llava_mole.training.recipe import WarmStartRecipe
 from llava_mole.training.warm_start import (
+    Pairs,
     alignment_loss,
     contrastive_loss,
     draw_drawing,
@@ -32,6 +33,7 @@ NAMES = {
     "red": ("rot", "kızıl"), "blue": ("blau", "mavi"), "green": ("grün", "yeşil"),
     "white": ("weiß", "beyaz"), "black": ("schwarz", "siyah"), "yellow": ("gelb", "sarı"),
 }  # fmt: skip
+KNOBS = ("alignment_weight", "also", "pictures_per_step")
 RECIPE = WarmStartRecipe(pictures_per_step=6, feature_noise=0.05, token_dropout=0.25)
 
 
@@ -56,7 +58,7 @@ def parts(tiny_model: Callable[..., Any]) -> tuple[Any, Any, FeatureStore]:
 
 def run(parts: Any, samples: list[Sample], **options: Any) -> dict[str, float]:
     model, processor, features = parts
-    knobs = {name: options.pop(name) for name in ("alignment_weight", "also") if name in options}
+    knobs = {name: options.pop(name) for name in KNOBS if name in options}
     recipe = dataclasses.replace(RECIPE, **knobs)
     return warm_start(
         model, processor, samples, features, recipe, **{"steps": 400, "seed": 0, **options}
@@ -107,6 +109,38 @@ def test_answers_of_other_kinds_pull_too(
             s.images[0] for s in samples)))[:, 1:].float()).mean((0, 1))  # fmt: skip
         near.append(1 - alignment_loss(seen, vectors, mask).item())
     assert near[1] > near[0] + 0.1
+
+
+def test_pictures_without_a_name_are_pulled_to_their_other_answers(
+    tiny_model: Callable[..., Any], samples: list[Sample]
+) -> None:
+    """A third of the pictures has no name, only a tone: a step may hold none that has one."""
+    pictures = sorted({sample.images[0] for sample in samples})
+    unnamed = pictures[::3]
+    tones = dict(zip(unnamed, ["hell", "dunkel"] * len(unnamed), strict=False))
+    both = [sample for sample in samples if sample.images[0] not in tones]
+    for picture, tone in tones.items():
+        like = next(s for s in samples if s.images[0] == picture and s.language == "de")
+        turns = (like.turns[0], Turn("assistant", tone))
+        both.append(dataclasses.replace(like, turns=turns, metadata={"kind": "tone"}))
+    model, processor = tiny_model("gemma3_text", awake=False)
+    features = FeatureStore(model, processor.image_processor)
+    recipe = dataclasses.replace(RECIPE, also={"tone": 3.0})
+    assert set(Pairs(model, processor, both, recipe).pictures) == set(pictures)
+    run((model, processor, features), both, also={"tone": 3.0}, pictures_per_step=2)
+    seen = model.projector(features(pictures)[:, 1:].float()).mean(1).detach()
+    seen = (seen - seen.mean(0))[[pictures.index(picture) for picture in unnamed]]
+    vectors, mask = name_vectors(model, processor, [{"de": t} for t in tones.values()], ["de"])
+    assert 1 - alignment_loss(seen, vectors, mask).item() > 0.3
+
+
+def test_alignment_loss_without_a_pair_is_zero_with_a_gradient_of_zeros() -> None:
+    pictures = torch.randn(2, 3, requires_grad=True)
+    loss = alignment_loss(pictures, torch.zeros(2, 1, 3), torch.zeros(2, 1, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert pictures.grad is not None
+    assert (pictures.grad == 0).all()
 
 
 def test_alignment_loss_is_one_minus_the_mean_cosine_of_real_pairs() -> None:
