@@ -112,8 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
     mix.add_argument(
         "--picture",
         type=Path,
-        help="save a picture of the mix: a file, PNG, PDF or SVG",
+        metavar="FILE",
+        help="where the picture of the mix goes: PNG, PDF or SVG (default: mix.png in the "
+        "recipe's output_dir; NAME.mix.png beside a mixture file)",
     )
+    mix.add_argument("--no-picture", action="store_true", help="draw none")
     mix.add_argument("--json", type=Path, help="file for the whole report")
     mix.add_argument("--no-tokens", action="store_true", help="do not count tokens")
     mix.add_argument(
@@ -152,7 +155,8 @@ def at_least_one(text: str) -> int:
     return value
 
 
-FLAGS = {"--help", "-h", "--verbose", "--dry-run", "--no-resume", "--no-tokens", "--list"}
+FLAGS = {"--help", "-h", "--verbose", "--dry-run", "--no-resume"}
+FLAGS |= {"--no-tokens", "--no-picture", "--list"}
 OPTIONS = {
     "train": {"--config"},
     "quickstart": {"--config", "--minutes", "--out", "--seed", "--items", "--variants"},
@@ -293,7 +297,7 @@ def mix(args: argparse.Namespace) -> int:
         stage=args.stage,
         questions=args.questions,
         show=args.show,
-        picture=args.picture,
+        picture=not args.no_picture if args.picture is None else args.picture,
         json_file=args.json,
         tokens=not args.no_tokens,
     )

@@ -338,7 +338,7 @@ def mix(
     stage: str | None = None,
     questions: int = 1,
     show: int = 0,
-    picture: Path | None = None,
+    picture: Path | bool = False,
     json_file: Path | None = None,
     tokens: bool = True,
     console: Console | None = None,
@@ -351,7 +351,8 @@ def mix(
         stage: of the recipe; None: its language stage with most rows.
         questions: samples of a picture that share a row, for a mixture file.
         show: print so many rows of the order.
-        picture: file to save a picture of the mix in.
+        picture: file to save a picture of the mix in; True: `mix.png` in the recipe's output_dir,
+            `NAME.mix.png` beside a mixture file; False: none.
         json_file: file to save the report in.
         tokens: count tokens of some samples, with the recipe's tokenizer.
 
@@ -364,11 +365,13 @@ def mix(
     if "sources" in values:
         if stage is not None:
             raise ConfigError(f"--stage {stage}: {path} is a mixture file; it has no stages")
+        usual = path.with_name(f"{path.stem}.mix.png")
         data = read_data(load_mixture(path, overrides))
         rows = one_pass(data, questions)
         title = f"{path}: one pass"
     else:
         recipe = load_recipe(path, overrides)
+        usual = Path(recipe.output_dir) / "mix.png"
         planned = [one for one in recipe.stages if one.kind == "language"]
         names = [one.name for one in planned]
         if stage is not None and stage not in names:
@@ -393,9 +396,10 @@ def mix(
     print_mix(report, console, title)
     if show:
         print_rows(rows, show, console)
-    if picture is not None:
-        save_picture(report, picture)
-        console.print(f"picture of the mix: {picture}", markup=False, soft_wrap=True)
+    if picture is not False:
+        drawn_in = usual if picture is True else picture
+        save_picture(report, drawn_in)
+        console.print(f"picture of the mix: {drawn_in}", markup=False, soft_wrap=True)
     if json_file is not None:
         write_beside(json_file, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return report

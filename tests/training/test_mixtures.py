@@ -217,6 +217,22 @@ def test_mix_prints_saves_a_picture_and_a_report(
     assert saved["sources"][0]["tokens_per_sample"] > 5
 
 
+def test_the_picture_of_a_mix_goes_to_the_output_folder_or_beside_the_mixture(
+    two_sources: Path, tmp_path: Path
+) -> None:
+    mixture = tmp_path / "two.yaml"
+    mixture.write_text(yaml.safe_dump(yaml.safe_load(two_sources.read_text("utf-8"))["data"]))
+    out = tmp_path / "run"
+    assert main(["mix", str(two_sources), "--no-tokens", f"output_dir={out}"]) == 0
+    assert main(["mix", str(mixture)]) == 0
+    for picture in (out / "mix.png", tmp_path / "two.mix.png"):
+        with Image.open(picture) as drawn:
+            assert drawn.width > 500
+        picture.unlink()
+    assert main(["mix", str(mixture), "--no-picture"]) == 0
+    assert not list(tmp_path.glob("*.png"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
