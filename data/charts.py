@@ -36,8 +36,6 @@ else:  # run as a script: Python put this folder on the path
 
 from tqdm import tqdm
 
-from llava_mole.errors import ConfigError
-
 FORMAT = 1
 TRAINED_CHARTS = 3000
 SMALLEST_SET = 100
@@ -81,31 +79,18 @@ def build(
     Raises:
         ConfigError: a package is missing, ``out`` is someone else's folder, an argument is wrong.
     """
-    _check_arguments(Path(out), limit, kinds, eval_items, workers)
+    common.check_arguments(
+        out,
+        "charts",
+        {"limit": (limit, SMALLEST_SET), "eval_items": (eval_items, 1), "workers": (workers, 1)},
+        kinds,
+        questions.ALL_KINDS,
+    )
     return common.publish(
         out,
         "charts",
         lambda work: _write(work, seed, limit, tuple(kinds), eval_items, workers, progress),
     )
-
-
-def _check_arguments(
-    out: Path, limit: int, kinds: Sequence[str], eval_items: int, workers: int
-) -> None:
-    problems = []
-    if limit < SMALLEST_SET:
-        problems.append(f"limit is {limit}: expected {SMALLEST_SET} or more, to have every kind")
-    unknown = [kind for kind in kinds if kind not in questions.ALL_KINDS]
-    if unknown or not kinds or len(set(kinds)) < len(kinds):
-        problems.append(
-            f"kinds is {list(kinds)}: expected different ones of {', '.join(questions.ALL_KINDS)}"
-        )
-    for name, value in (("eval_items", eval_items), ("workers", workers)):
-        if value < 1:
-            problems.append(f"{name} is {value}: expected 1 or more")
-    problems += common.target_problems(out, "charts")
-    if problems:
-        raise ConfigError("; ".join(problems))
 
 
 def is_current(folder: str | Path) -> bool:

@@ -62,6 +62,36 @@ def publish(out: str | Path, name: str, write: Callable[[Path], dict]) -> dict:
     return manifest
 
 
+def check_arguments(
+    out: str | Path,
+    name: str,
+    at_least: Mapping[str, tuple[int | None, int]],
+    kinds: Sequence[str] = (),
+    known: Sequence[str] = (),
+) -> None:
+    """Refuse what a builder cannot build, all problems together.
+
+    Args:
+        out: where the data set ``name`` is to go.
+        at_least: argument -> (value, least); None stands for a default.
+        kinds: of question that were asked for, some of ``known``, each once; both empty where a
+            builder has no choice.
+
+    Raises:
+        ConfigError: saying what was expected of each.
+    """
+    problems = [
+        f"{argument} is {value}: expected {least} or more"
+        for argument, (value, least) in at_least.items()
+        if value is not None and value < least
+    ]
+    if known and (not kinds or set(kinds) - set(known) or len(set(kinds)) < len(kinds)):
+        problems.append(f"kinds is {list(kinds)}: expected different ones of {', '.join(known)}")
+    problems += target_problems(Path(out), name)
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
 def target_problems(out: Path, name: str) -> list[str]:
     """Why a build of ``name`` must not be put at ``out``."""
     if out.exists() and not out.is_dir():

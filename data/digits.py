@@ -28,7 +28,6 @@ else:  # run as a script: Python put this folder on the path
 
 from tqdm import tqdm
 
-from llava_mole.errors import ConfigError
 from llava_mole.languages import LANGUAGES
 
 FORMAT = 1
@@ -69,20 +68,18 @@ def build(
     Raises:
         ConfigError: a package is missing, ``out`` is someone else's folder, a number is too small.
     """
-    problems = [
-        f"{name} is {value}: expected {least} or more"
-        for name, value, least in (
-            ("limit", limit, SMALLEST_SET),
-            ("renderings", renderings, 1),
-            ("pairs", pairs, 10),
-            ("several", several, 20),
-            ("eval_items", eval_items, 1),
-        )
-        if value is not None and value < least
-    ]
-    problems += common.target_problems(Path(out), "digits")
-    if problems:
-        raise ConfigError("; ".join(problems))
+    common.check_arguments(
+        out,
+        "digits",
+        {
+            "limit": (limit, SMALLEST_SET),
+            "renderings": (renderings, 1),
+            "pairs": (pairs, 10),
+            "several": (several, 20),
+            "eval_items": (eval_items, 1),
+            "workers": (workers, 1),
+        },
+    )
     return common.publish(
         out,
         "digits",

@@ -36,7 +36,6 @@ else:  # run as a script: Python put this folder on the path
 
 from tqdm import tqdm
 
-from llava_mole.errors import ConfigError
 from llava_mole.languages import LANGUAGES
 
 FORMAT = 1
@@ -85,34 +84,18 @@ def build(
             range.
     """
     out = Path(out)
-    _check_arguments(out, limit, kinds, eval_items, workers)
+    common.check_arguments(
+        out,
+        "documents",
+        {"limit": (limit, SMALLEST_SET), "eval_items": (eval_items, 1), "workers": (workers, 1)},
+        kinds,
+        ALL_KINDS,
+    )
     return common.publish(
         out,
         "documents",
         lambda work: _write(work, seed, limit, tuple(kinds), eval_items, workers, progress),
     )
-
-
-def _check_arguments(
-    out: Path, limit: int | None, kinds: Sequence[str], eval_items: int, workers: int
-) -> None:
-    problems = []
-    if limit is not None and limit < SMALLEST_SET:
-        problems.append(
-            f"limit is {limit}: expected {SMALLEST_SET} or more, to have every answer in each split"
-        )
-    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
-    if unknown or not kinds:
-        problems.append(f"kinds are {list(kinds)}: expected some of {', '.join(ALL_KINDS)}")
-    if len(set(kinds)) < len(kinds):
-        problems.append(f"kinds are {list(kinds)}: expected each once")
-    if eval_items < 1:
-        problems.append(f"eval_items is {eval_items}: expected 1 or more")
-    if workers < 1:
-        problems.append(f"workers is {workers}: expected 1 or more")
-    problems += common.target_problems(out, "documents")
-    if problems:
-        raise ConfigError("; ".join(problems))
 
 
 def is_current(folder: str | Path) -> bool:

@@ -39,7 +39,6 @@ else:  # run as a script: Python put this folder on the path
 
 from tqdm import tqdm
 
-from llava_mole.errors import ConfigError
 from llava_mole.languages import LANGUAGES
 
 FORMAT = 1
@@ -88,20 +87,18 @@ def build(
     Raises:
         ConfigError: a package is missing, ``out`` is someone else's folder, a number is too small.
     """
-    problems = [
-        f"{name} is {value}: expected {least} or more"
-        for name, value, least in (
-            ("limit", limit, SMALLEST_SET),
-            ("renderings", renderings, 1),
-            ("repaints", repaints, 0),
-            ("map_count", map_count, 24),
-            ("eval_items", eval_items, 1),
-        )
-        if value is not None and value < least
-    ]
-    problems += common.target_problems(Path(out), "flags")
-    if problems:
-        raise ConfigError("; ".join(problems))
+    common.check_arguments(
+        out,
+        "flags",
+        {
+            "limit": (limit, SMALLEST_SET),
+            "renderings": (renderings, 1),
+            "repaints": (repaints, 0),
+            "map_count": (map_count, 24),
+            "eval_items": (eval_items, 1),
+            "workers": (workers, 1),
+        },
+    )
     return common.publish(
         out,
         "flags",

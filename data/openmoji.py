@@ -37,8 +37,6 @@ else:  # run as a script: Python put this folder on the path
 import numpy as np
 from tqdm import tqdm
 
-from llava_mole.errors import ConfigError
-
 SAME_DRAWING = 0.01
 """Root mean square difference (0..1, 32 × 32) below which two drawings count as one."""
 FORMAT = 2
@@ -84,27 +82,21 @@ def build(
         ConfigError: a package is missing, ``out`` is someone else's folder, ``limit`` is too small.
     """
     out = Path(out)
-    _check_arguments(out, limit, variants, eval_items)
+    common.check_arguments(
+        out,
+        "openmoji",
+        {
+            "limit": (limit, SMALLEST_SET),
+            "variants": (variants, 0),
+            "eval_items": (eval_items, 1),
+            "workers": (workers, 1),
+        },
+    )
     return common.publish(
         out,
         "openmoji",
         lambda work: _write(work, seed, limit, variants, eval_items, workers, progress),
     )
-
-
-def _check_arguments(out: Path, limit: int | None, variants: int, eval_items: int) -> None:
-    problems = []
-    if limit is not None and limit < SMALLEST_SET:
-        problems.append(
-            f"limit is {limit}: expected {SMALLEST_SET} or more, to have four options of a kind"
-        )
-    if variants < 0:
-        problems.append(f"variants is {variants}: expected 0 or more")
-    if eval_items < 1:
-        problems.append(f"eval_items is {eval_items}: expected 1 or more")
-    problems += common.target_problems(out, "openmoji")
-    if problems:
-        raise ConfigError("; ".join(problems))
 
 
 def is_current(folder: str | Path) -> bool:

@@ -20,7 +20,8 @@ from llava_mole.folders import replacing_folder
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+"""Of what is read from a record: raise it when a record comes to be read otherwise."""
 META = "meta.json"
 
 Arrays = dict[str, NDArray[Any]]

@@ -131,6 +131,18 @@ def nanovlm(number: int) -> dict[str, Any]:
     }
 
 
+def vqa(number: int) -> dict[str, Any]:
+    return {
+        "image": {"bytes": picture(number), "path": None},
+        "question": "What is this?",
+        "answers": [f"Cat {number}.", "cat"],
+    }
+
+
+def chart_qa(number: int) -> dict[str, Any]:
+    return {"image": f"images/{number}.png", "query": "这是什么？", "label": [f"Cat {number}."]}
+
+
 def llava_row(number: int) -> dict[str, Any]:
     return llava(number) | {"image": {"bytes": None, "path": f"images/{number}.png"}}
 
@@ -241,6 +253,8 @@ FORMATS: dict[str, Format] = {
     "alpaca_list": Format(alpaca, _write_list),
     "factory": Format(sharegpt, _write_factory),
     "mmbench_tsv": Format(mmbench, _write_tsv),
+    "vqa_lines": Format(chart_qa, _write_lines),
+    "vqa_parquet": Format(vqa, _write_parquet, has_lines=False),
     "nanovlm_parquet": Format(nanovlm, _write_parquet, has_lines=False),
     "llava_parquet": Format(llava_row, _write_parquet, has_lines=False),
     "nanovlm_shards": Format(nanovlm, _write_shards, has_lines=False, folder=True),

@@ -63,6 +63,13 @@ def test_the_published_files_quirks_are_read(root):
     assert (text_only.images, text_only.metadata) == ((), {"id": "wgByO4Y_0", "model": ""})
 
 
+def test_turns_of_one_role_in_a_row_become_one(root):
+    turns = [("human", "<image>"), ("human", "What is it?"), ("gpt", "A cat."), ("gpt", "Black.")]
+    record = {"conversations": [{"from": role, "value": text} for role, text in turns]}
+    sample = read(root, record | {"image": "a.png"})
+    assert texts(sample) == [("user", "<image>\nWhat is it?"), ("assistant", "A cat.\nBlack.")]
+
+
 def test_pictures_of_a_list_stand_in_reading_order(root):
     sample = read(root, llava("<image> or <image>?", image=["b.png", "a.png"]))
     assert sample.images == (root / "b.png", root / "a.png")
@@ -223,6 +230,46 @@ def factory(root: Path, entry: dict, *records: dict, name: str = "mine") -> Samp
     (root / "dataset_info.json").write_text(json.dumps({"mine": entry}), "utf-8")
     spec = SourceSpec(f"{root}/dataset_info.json:{name}", language="en")
     return open_source(spec, cache_dir=root / "cache")[0]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"question": "What?", "answer": "A cat."},
+        {"question": "What?", "answers": ["A cat.", "cat"], "questionId": 7},
+        {"query": "What?", "label": ["A cat."]},
+        {"instruction": "What?", "inputs": None, "outputs": "A cat."},
+    ],
+)
+def test_a_table_of_questions_and_answers_is_read_under_its_usual_columns(root, record):
+    sample = read(root, record | {"image": "a.png"})
+    assert texts(sample) == [("user", "<image>\nWhat?"), ("assistant", "A cat.")]
+    assert [image.name for image in sample.images] == ["a.png"]
+    assert set(sample.metadata) <= {"questionId"}
+
+
+def test_m3its_own_files_hold_pictures_in_base64(root):
+    picture = (root / "a.png").read_bytes()
+    record = {"instruction": "Answer.", "inputs": "What?", "outputs": "A cat.",
+              "image_base64_str": [base64.b64encode(picture).decode()]}  # fmt: skip
+    sample = read(root, record)
+    assert texts(sample)[0] == ("user", "<image>\nAnswer.\nWhat?")
+    assert sample.images == (picture,)
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ({"question": "", "answer": "A cat."}, "'question' empty"),
+        ({"question": "What?", "answer": 2}, "'answer' is 2"),
+        ({"question": "What?", "answers": [{"answer": "cat"}]}, "'answers' is [{"),
+        ({"question": "What?", "answer": "B", "choices": ["a", "b"]}, "'choices'"),
+        ({"question": "?", "answer": "B", "image": "a.png", "image_base64_str": ["eA=="]},
+         "expected one of the two"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_learnt_is_refused(root, record, found):
+    assert found in refusal(root, record)
 
 
 def test_dataset_info_renames_columns_and_tags(root):

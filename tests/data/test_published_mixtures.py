@@ -1,7 +1,7 @@
 """The published mixtures: each loads, reads its sources as published, gives the paper's shares.
 
 Sources are a few records each, in the papers' proportions, written as their owners publish them;
-what data/README.md converts is converted by the code that stands there.
+what data/README.md cleans is cleaned by the code that stands there.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def test_llava_moles_other_mixes_are_overrides(here: Path) -> None:
     assert twice == {"m3it": 320, "sharegpt4v": 140, "ureader": 220, "pathvqa": 80}
 
 
-def test_what_the_readme_converts_keeps_questions_answers_and_pictures(here: Path) -> None:
+def test_three_domains_keep_questions_answers_and_pictures(here: Path) -> None:
     write_three_domains()
     recipe = load_mixture(ROOT / "data/mixtures/llava-mole-general-document-biomedical.yaml")
     m3it, _, ureader, pathvqa = read_data(recipe, progress=False).sources
@@ -206,6 +206,7 @@ def test_what_the_readme_converts_keeps_questions_answers_and_pictures(here: Pat
     assert said["m3it"] == ["<image>\nAnswer. 0?\nWhat is 0?", "Thing 0?"]
     assert said["pathvqa"] == ["<image>\nWhere 0?", "Canals of Hering 0?"]
     assert pathvqa[0].images == (png(0),)
+    assert len(pathvqa) == 2
     assert [turn.text for turn in ureader[0].turns] == ["<image>\nWhich bar is longest?", "Nigeria"]
     assert ureader[0].images[0] == Path("datasets/ureader/ureader_images/ChartQA/1.png")
 

@@ -10,12 +10,13 @@ from llava_mole.data.layouts.llava import LLAVA, SHAREGPT
 from llava_mole.data.layouts.messages import Messages
 from llava_mole.data.layouts.mmbench import MmBench
 from llava_mole.data.layouts.pairs import Alpaca, NanoVlm, Swift
+from llava_mole.data.layouts.vqa import Vqa
 from llava_mole.data.quoting import keys_of
 from llava_mole.errors import DataError
 
 __all__ = ["LAYOUTS", "Defaults", "Layout", "detect_layout", "no_match"]
 
-_IN_ORDER = (MmBench(), LLAVA, SHAREGPT, Messages(), Swift(), Alpaca(), NanoVlm())
+_IN_ORDER = (MmBench(), LLAVA, SHAREGPT, Messages(), Swift(), Alpaca(), NanoVlm(), Vqa())
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _IN_ORDER}
 """By name; where a record matches several, the first is taken."""
 

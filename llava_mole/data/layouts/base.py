@@ -131,6 +131,17 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
                 ) from error
 
 
+def joined(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Turns of one role that follow each other as one, a line apart: chat templates want the roles
+    to alternate, and a picture in a turn of its own belongs to the question after it."""
+    spoken: list[Turn] = []
+    for turn in turns:
+        if spoken and spoken[-1].role == turn.role:
+            turn = Turn(turn.role, f"{spoken.pop().text}\n{turn.text}")
+        spoken.append(turn)
+    return tuple(spoken)
+
+
 def check_count(turns: Sequence[Turn], names: Sequence[Any], where: str, key: str) -> None:
     """One picture for each placeholder."""
     wanted = sum(turn.text.count(IMAGE) for turn in turns)
@@ -190,4 +201,4 @@ def finish(
         for name, value in record.items()
         if name not in used and name not in SAMPLE_KEYS
     }
-    return Sample(tuple(turns), images, domain, language, where, metadata)
+    return Sample(joined(turns), images, domain, language, where, metadata)
