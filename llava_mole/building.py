@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from llava_mole import checkpoint
 from llava_mole.configuration import (
@@ -134,6 +134,13 @@ def build_model(
         pad_token_id=processor.pad_id,
     )
     return model.eval(), processor
+
+
+def context_length(recipe: ModelRecipe) -> int:
+    """Tokens that the language model has positions for; its weights are not read."""
+    base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
+    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    return int(config.get_text_config().max_position_embeddings)
 
 
 def build_processor(

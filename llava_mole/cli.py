@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="samples of a picture that share a row, for a mixture file (default 1)",
     )
     mix.add_argument(
-        "--show", type=int, default=0, metavar="N", help="print the first N rows of the order"
+        "--show", type=at_least_one, default=0, metavar="N", help="print N rows of the order"
     )
     mix.add_argument(
         "--picture",

@@ -29,7 +29,7 @@ class Collator:
         processor: of the model.
         share_prefix: build trees where possible.
         parrot: emit what steers each image.
-        max_length: context of the language model.
+        max_length: tokens of a conversation, at most: the language model's context, or less.
         packing: tokens of a row into which several trees are packed; None: a row each.
         features: pictures -> (N, 1 + P, D_v), for a frozen tower; None: pixels.
         load_pixels: pictures -> (N, 3, H, W), when `features` is None.
@@ -119,7 +119,7 @@ def check_trainable(source: str, item: Encoded, max_length: int) -> None:
     """Raises DataError for what cannot be trained on as it is."""
     if len(item.input_ids) > max_length:
         raise DataError(
-            f"{source}: {len(item.input_ids)} tokens, the context holds {max_length}; shorten it, "
+            f"{source}: {len(item.input_ids)} tokens, at most {max_length} fit; shorten it, "
             "or leave out all that do not fit with data.too_long=drop (nothing is truncated)"
         )
     if item.supervised == 0:

@@ -20,7 +20,7 @@ from llava_mole.folders import replacing_folder
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of what is read from a record: raise it when a record comes to be read otherwise."""
 META = "meta.json"
 

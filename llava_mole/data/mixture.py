@@ -39,6 +39,8 @@ from llava_mole.errors import ConfigError
 
 BLOCK = 1024
 """Rows of a block, at least."""
+LONGEST_BLOCK = 4_000_000
+"""A block is worked out at once, some 100 bytes a row."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,23 @@ class SourceOrder:
 
     Args:
         sizes: (G,) samples a picture.
-        questions: samples a visit.
+        questions: samples a visit, at most.
         key: of the order.
+        anew: as in `PlannedSource`.
     """
 
-    def __init__(self, sizes: np.ndarray, questions: int, key: int) -> None:
+    def __init__(self, sizes: np.ndarray, questions: int, key: int, anew: bool = False) -> None:
         self.key = key
         self.groups = len(sizes)
         self.visits: np.ndarray | None = None
         self.rows = self.groups
+        self.samples = int(sizes.sum(dtype=np.int64))
+        """That an epoch draws."""
         if self.groups and int(sizes.max()) > questions:
             self.visits = -(-np.asarray(sizes, dtype=np.int64) // questions)
             self.rows = int(self.visits.sum())
+            if anew:
+                self.samples = int((self.visits * np.minimum(sizes, questions)).sum())
         self._table: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __call__(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -138,18 +145,21 @@ class Mixture:
         self.sources = tuple(sources)
         self.seed = seed
         self.orders = [
-            SourceOrder(source.sizes, questions, key_of(seed, source.name)) for source in sources
+            SourceOrder(source.sizes, questions, key_of(seed, source.name), source.anew)
+            for source in sources
         ]
         per_epoch = np.array([order.rows for order in self.orders], dtype=np.float64)
-        totals = np.array([source.total for source in sources], dtype=np.float64)
-        per_row = np.divide(totals, per_epoch, out=np.ones_like(totals), where=per_epoch > 0)
+        drawn = np.array([order.samples for order in self.orders], dtype=np.float64)
+        per_row = np.divide(drawn, per_epoch, out=np.ones_like(drawn), where=per_epoch > 0)
         self.requested = shares(sources, temperature)
         """(S,) share of the samples that the recipe asks for."""
         wanted = rows_wanted(sources, self.requested, per_row, per_epoch, stop)
         limits = np.array(
             [
-                math.floor(n * source.repeat_limit) if source.repeat_limit else math.inf
-                for n, source in zip(per_epoch, sources, strict=True)
+                math.floor(source.total * source.repeat_limit / samples)
+                if source.repeat_limit
+                else math.inf
+                for samples, source in zip(per_row, sources, strict=True)
             ]
         )
         self.wanted = largest_remainders(wanted, round(wanted.sum()))
@@ -160,8 +170,13 @@ class Mixture:
         """Rows of one pass."""
         if self.rows == 0:
             raise ConfigError("the mixture is empty: its sources leave no row to draw")
-        drawn = self.quotas[self.quotas > 0]
-        self.block = min(self.rows, max(BLOCK, -(-self.rows // int(drawn.min()))))
+        rarest = min((int(quota), i) for i, quota in enumerate(self.quotas) if quota > 0)
+        self.block = min(self.rows, max(BLOCK, -(-self.rows // rarest[0])))
+        if self.block > LONGEST_BLOCK:
+            raise ConfigError(
+                f"source {sources[rarest[1]].name!r} would come once in {self.block:,} rows: leave "
+                "it out (weight: 0), or give it more weight"
+            )
 
     @property
     def held(self) -> np.ndarray:

@@ -42,7 +42,9 @@ def single(item: Encoded, images: Sequence[ImageRef], language: str) -> Tree:
     """A conversation alone."""
     segments = [0] * len(item.input_ids)
     used = images[: len(item.questions)]
-    return Tree(item.input_ids, item.labels, segments, used, item.questions, [language])
+    # Nothing in it comes before its first token; in a packed row another conversation would.
+    labels = [IGNORE, *item.labels[1:]]
+    return Tree(item.input_ids, labels, segments, used, item.questions, [language])
 
 
 def branched(

@@ -62,6 +62,7 @@ class ListedSamples:
             language=np.array([code("languages", s.language) for s in self.samples], np.int16),
             kind=np.array(kinds, np.int16),
             text_bytes=np.array([s.text_bytes for s in self.samples], np.int32),
+            turns=np.array([len(s.turns) for s in self.samples], np.int32),
             images=np.array([len(s.images) for s in self.samples], np.int16),
             domains=tuple(codes["domains"]),
             languages=tuple(codes["languages"]),
@@ -114,8 +115,6 @@ class Pool:
         self.source = source
         self.index = source.index()
         self.weights = dict(kind_weights or {})
-        self.drawn_by_weight = len({w for w in self.weights.values() if w > 0} | {1.0}) > 1
-        """Kinds differ in weight: a visit draws anew, in place of taking turns."""
         self.left_out: dict[str, int] = {}
         """reason -> samples"""
         kept = np.ones(len(source), dtype=bool)
@@ -132,8 +131,16 @@ class Pool:
         first[1:] = groups[1:] != groups[:-1]
         self.starts = np.append(np.flatnonzero(first), len(groups))
         """(G + 1,) where each picture's records begin"""
+        there = [self.index.kinds[code] for code in np.unique(self.index.kind[self.records])]
+        self.drawn_by_weight = len({self.weights.get(kind, 1.0) for kind in there}) > 1
+        """Its kinds differ in weight: a visit draws anew, in place of taking turns."""
         sizes = np.diff(self.starts).astype(np.int32)
-        self.planned = PlannedSource(source.name, sizes, **(share or {}))  # type: ignore[arg-type]
+        self.planned = PlannedSource(
+            source.name,
+            sizes,
+            anew=self.drawn_by_weight,
+            **(share or {}),  # type: ignore[arg-type]
+        )
 
     def _filters(
         self, keep: Keep, without: np.ndarray | None, reason: str

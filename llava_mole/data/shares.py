@@ -11,6 +11,9 @@ import numpy as np
 
 from llava_mole.errors import ConfigError
 
+MOST = 10**15
+"""Samples or rows of a pass."""
+
 Stop = Literal["all_exhausted", "first_exhausted"]
 
 
@@ -25,7 +28,9 @@ class PlannedSource:
         weight: its share relative to the other sources'; None: its number of samples.
         samples: drawn per pass, in place of a share.
         cap: number of samples above which the size counts no further.
-        repeat_limit: times a sample may come in one pass.
+        repeat_limit: times a sample may come in one pass, on average.
+        anew: every visit to a picture draws as many samples as it has room for, in place of the
+            picture's visits sharing them out.
     """
 
     name: str
@@ -34,6 +39,7 @@ class PlannedSource:
     samples: int | None = None
     cap: int | None = None
     repeat_limit: float | None = None
+    anew: bool = False
 
     @property
     def total(self) -> int:
@@ -68,7 +74,9 @@ def mixture_problems(
         for key in ("weight", "samples", "cap", "repeat_limit"):
             value = vars(source)[key]
             least = 0 if key in ("weight", "samples") else None  # 0 leaves a source out
-            if value is not None and not (math.isfinite(value) and (value > 0 or value == least)):
+            if isinstance(value, int) and value > MOST:
+                problems.append(f"source {source.name!r}: {key}: must be at most {MOST:,}")
+            elif value is not None and not (math.isfinite(value) and (value > 0 or value == least)):
                 problems.append(f"source {source.name!r}: {key}={value!r}: must be above 0")
     if not temperature > 0 or math.isnan(temperature):
         problems.append(f"temperature={temperature!r}: must be above 0 (1 keeps the shares)")
@@ -77,6 +85,8 @@ def mixture_problems(
         problems.append("temperature and cap change shares; with samples given there are none")
     if isinstance(stop, bool) or (isinstance(stop, int) and stop < 1):
         problems.append(f"length={stop!r}: must be a number of samples above 0")
+    if isinstance(stop, int) and stop > MOST:
+        problems.append(f"length: must be at most {MOST:,} samples")
     if isinstance(stop, int) and counted:
         problems.append("length: the sum of the sources' samples already says it; leave it out")
     if not isinstance(stop, int) and stop not in ("all_exhausted", "first_exhausted"):

@@ -45,6 +45,8 @@ class SourceIndex:
     """(n,) place in `kinds`"""
     text_bytes: NDArray[np.int32]
     """(n,) UTF-8 bytes of all turns"""
+    turns: NDArray[np.int32]
+    """(n,) turns of the conversation"""
     images: NDArray[np.int16]
     """(n,) pictures"""
     domains: tuple[str, ...]
@@ -56,7 +58,7 @@ class SourceIndex:
         return len(self.group)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        names = ("group", "domain", "language", "kind", "text_bytes", "images")
+        names = ("group", "domain", "language", "kind", "text_bytes", "turns", "images")
         return {name: getattr(self, name) for name in names}
 
     def names(self) -> dict[str, list[str]]:
@@ -115,7 +117,7 @@ def build_index(source: Source, *, processes: int | None, progress: bool) -> Sou
         raise DataError(missing_message(source.pictures.root, missing[0], missing_count))
     arrays = {
         name: np.concatenate([part.arrays[name] for part in parts])
-        for name in ("group", "text_bytes", "images")
+        for name in ("group", "text_bytes", "turns", "images")
     }
     names: dict[str, list[str]] = {}
     for single, plural in (("domain", "domains"), ("language", "languages"), ("kind", "kinds")):
@@ -151,14 +153,17 @@ def group_of(sample: Sample, number: int, root: str) -> int:
             content = hashlib.blake2b(image, digest_size=16).digest()
         else:
             # As it is written: two spellings are two groups, for a link may tell them apart.
-            content = os.fsencode(image).removeprefix(os.fsencode(os.path.join(root, "")))
+            name = os.fsencode(image)
+            content = name.removeprefix(os.fsencode(os.path.join(root, "")))
+            if content == name:  # named absolutely, under a root that may be written otherwise
+                content = name.removeprefix(os.fsencode(os.path.join(os.path.abspath(root), "")))
         found.update(b"%s %d " % (b"b" if isinstance(image, bytes) else b"p", len(content)))
         found.update(content)
     return int.from_bytes(found.digest(), "little")
 
 
 def _part(source: Source, start: int, stop: int) -> _Part:
-    groups, text_bytes, images = [], [], []
+    groups, text_bytes, turns, images = [], [], [], []
     codes: dict[str, dict[str, int]] = {"domains": {}, "languages": {}, "kinds": {}}
     coded: dict[str, list[int]] = {"domain": [], "language": [], "kind": []}
     missing: list[tuple[str, str]] = []
@@ -174,6 +179,7 @@ def _part(source: Source, start: int, stop: int) -> _Part:
             break
         groups.append(group_of(found, number, root))
         text_bytes.append(sum(len(turn.text.encode("utf-8")) for turn in found.turns))
+        turns.append(len(found.turns))
         images.append(len(found.images))
         for single, plural, value in (
             ("domain", "domains", found.domain),
@@ -185,6 +191,7 @@ def _part(source: Source, start: int, stop: int) -> _Part:
     arrays: dict[str, NDArray[Any]] = {
         "group": np.array(groups, dtype=np.uint64),
         "text_bytes": np.array(text_bytes, dtype=np.int32),
+        "turns": np.array(turns, dtype=np.int32),
         "images": np.array(images, dtype=np.int16),
         **{name: np.array(values, dtype=np.int64) for name, values in coded.items()},
     }

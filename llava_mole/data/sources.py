@@ -211,7 +211,7 @@ def open_source(spec: SourceSpec, *, cache_dir: str | Path | None = None) -> Sou
             f"{', '.join(LAYOUTS)}"
         )
     folder = Path(cache_dir) if cache_dir is not None else default_cache() / "index"
-    path, selector = _split_path(spec.path)
+    path, selector = split_path(spec.path)
     layout = None if spec.format == "auto" else LAYOUTS[spec.format]
     beside = path
     name = stem_of(path)
@@ -250,7 +250,7 @@ def _on_hub(path: str | Path) -> bool:
     return str(path).startswith(HUB)
 
 
-def _split_path(path: str | Path) -> tuple[Path, str | None]:
+def split_path(path: str | Path) -> tuple[Path, str | None]:
     """(path, what stands behind its last colon, if the path itself is none with a colon)."""
     if _on_hub(path):
         return Path(str(path).removeprefix(HUB).partition(":")[0]), None

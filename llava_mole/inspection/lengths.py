@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from llava_mole.data.sample import Sample
 from llava_mole.errors import ConfigError
@@ -31,7 +31,7 @@ class Measure:
     described: str
 
     def tokens(self, sample: Sample) -> tuple[int, Finding | None]:
-        """(tokens of the sample, what would be cut).
+        """(tokens of the sample, what does not fit).
 
         Raises:
             DataError: the text holds the placeholder token itself.
@@ -42,8 +42,8 @@ class Measure:
             return length, None
         lost = sum(label != IGNORE for label in encoded.labels[self.max_length :])
         message = (
-            f"{length:,} tokens, the context holds {self.max_length:,}: {lost} of "
-            f"{encoded.supervised} tokens of the answers would be cut"
+            f"{length:,} tokens, {self.max_length:,} fit: {lost} of {encoded.supervised} tokens of "
+            "the answers lie beyond; nothing is cut: training refuses it, or leaves it out"
         )
         return length, Finding("warning", "too-long", sample.source, message, length)
 
@@ -87,31 +87,11 @@ def measure_of(
 
 
 def _of_recipe(path: Path) -> tuple[LlavaMoleProcessor, int | None]:
-    from llava_mole import checkpoint
-    from llava_mole.building import RESERVED, find_token, from_anywhere, template_source
+    from llava_mole.building import build_processor, context_length
     from llava_mole.training.schema import load_recipe
-    from llava_mole.vision import load_vision
 
     recipe = load_recipe(path).model
-    base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
-    _, vision = load_vision(
-        from_anywhere(recipe.vision_model, "local-dir:"),
-        recipe.vision_pretrained,
-        layer=recipe.vision_layer,
-        select=recipe.vision_select,
-        grid=recipe.vision_grid,
-    )
-    processor = LlavaMoleProcessor(
-        LlavaMoleImageProcessor(vision.preprocess),
-        tokenizer,
-        tokens_per_image=vision.tokens_per_image,
-        image_token=image_token,
-        chat_template=template_source(recipe.chat_template, tokenizer, image_token),
-    )
-    text = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config()
-    return processor, text.max_position_embeddings
+    return build_processor(recipe)[0], context_length(recipe)
 
 
 def _of_folder(folder: Path, tokens_per_image: int) -> tuple[LlavaMoleProcessor, int | None]:

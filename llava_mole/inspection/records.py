@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_mole.data.sample import ImageRef, Sample
+from llava_mole.data.sample import IMAGE, ImageRef, Sample
 from llava_mole.data.sources import Source
 from llava_mole.errors import DataError
 from llava_mole.inspection.checks import check_language, check_words
@@ -183,7 +183,7 @@ def _look_up(sample: Sample, number: int, wordings: Wordings, out: RecordPart) -
     asked: list[int] = []
     for turn in sample.turns:
         if turn.role == "user":
-            exact, worded = wordings.find(turn.text)
+            exact, worded = wordings.find(turn.text.replace(IMAGE, "\n"))
             asked += exact
             out.worded.update(worded)
     if asked:

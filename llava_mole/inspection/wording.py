@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-_SENTENCE = re.compile(r"[\n.?!。？！؟]+")
 _LETTER = re.compile(r"^\s*\(?[A-Ha-h][.):]\s+")
+_END = re.compile(r"[\n.?!。？！؟:：;；(（]+")
+"""Where a question may end in other text."""
+START = 5
+"""Words by which a question is looked up, its first ones."""
 OPEN_WORDS = 6
 OPEN_CHARACTERS = 12
 """A question without options is taken for the benchmark's own from so many words, or characters of
@@ -61,7 +64,8 @@ class Wordings:
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self._known: dict[tuple[str, tuple[str, ...]], int] = {}
-        self._by_sentence: dict[str, list[int]] = {}
+        self._by_start: dict[tuple[str, ...], list[int]] = {}
+        self._lengths: set[int] = set()
 
     def add(self, row: int, question: str, options: Mapping[str, str] | Sequence[str]) -> None:
         """One row; options by letter or in order."""
@@ -72,12 +76,16 @@ class Wordings:
         number = self._known.setdefault(key, len(self.asked))
         if number == len(self.asked):
             self.asked.append(Asked(*key))
-            first = next(_sentences(question))
-            self._by_sentence.setdefault(first, []).append(number)
+            start = tuple(key[0].split()[:START])
+            self._lengths.add(len(start))
+            self._by_start.setdefault(start, []).append(number)
         self.asked[number].rows.append(row)
 
     def find(self, text: str) -> tuple[list[int], list[str]]:
-        """Questions that a user turn asks.
+        """Questions that a user turn asks, wherever in it they stand.
+
+        Args:
+            text: without `<image>`, which normalises to a word.
 
         Returns:
             Places in `asked` of questions that stand there with all their options (or are
@@ -89,20 +97,29 @@ class Wordings:
         lettered = f" {lines} "
         exact: list[int] = []
         worded: dict[str, None] = {}
-        for sentence in dict.fromkeys(_sentences(text)):
-            for number in self._by_sentence.get(sentence, ()):
-                asked = self.asked[number]
-                if f" {asked.question} " not in whole:
-                    continue
-                complete = all(f" {o} " in whole or f" {o} " in lettered for o in asked.options)
-                if complete and asked.is_particular():
-                    exact.append(number)
-                else:
-                    worded[asked.question] = None
+        for number in self._standing_in(text):
+            asked = self.asked[number]
+            complete = all(f" {o} " in whole or f" {o} " in lettered for o in asked.options)
+            if complete and asked.is_particular():
+                exact.append(number)
+            else:
+                worded[asked.question] = None
         taken = {self.asked[number].question for number in exact}
         return exact, [question for question in worded if question not in taken]
 
-
-def _sentences(text: str) -> Iterator[str]:
-    """Normalised, none empty."""
-    yield from filter(None, map(normalised, _SENTENCE.split(text)))
+    def _standing_in(self, text: str) -> dict[int, None]:
+        """Places in `asked`, each once, of questions that stand in the text up to an end."""
+        words: list[str] = []
+        ends = set()
+        for part in _END.split(text):
+            words += normalised(part).split()
+            ends.add(len(words))
+        found: dict[int, None] = {}
+        for place in range(len(words)):
+            for length in self._lengths:
+                for number in self._by_start.get(tuple(words[place : place + length]), ()):
+                    question = self.asked[number].question.split()
+                    end = place + len(question)
+                    if end in ends and words[place:end] == question:
+                        found[number] = None
+        return found

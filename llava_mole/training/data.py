@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from llava_mole.data.mixture import Mixture
 from llava_mole.data.pool import Keep, Pool, Samples
 from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import ImageRef, Sample
-from llava_mole.data.sources import SourceSpec, open_source
+from llava_mole.data.sources import SourceSpec, open_source, split_path
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.processing import Encoded, LlavaMoleProcessor
 from llava_mole.training.recipe import DataRecipe, Recipe, SourceRecipe, StageRecipe
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 HELD = 100_000
 """Samples up to which all are kept in memory once they were read."""
 TEMPLATE_TOKENS = 256
-"""More than a chat template adds to a conversation of a few turns."""
+"""More than a chat template adds to a conversation, what it adds to each turn apart."""
 
 
 class AllSamples(Sequence[Sample]):
@@ -97,7 +98,7 @@ class TrainingData:
         groups = sum(len(np.unique(source.index().group)) for source in self.sources)
         return groups + sum(len(paths) for paths in self.variants.values())
 
-    def leave_out_long(self, processor: LlavaMoleProcessor, context: int) -> None:
+    def leave_out_long(self, processor: LlavaMoleProcessor, context: int) -> int:
         """Find what is longer than the context; refuse it, or note it to be left out.
 
         Only samples whose text could be too long are tokenized: a token is at least a byte.
@@ -105,15 +106,19 @@ class TrainingData:
         Args:
             context: of the language model, in tokens; data.max_length may be less.
 
+        Returns:
+            The limit, in tokens.
+
         Raises:
             DataError: there are some, and data.too_long is "error".
         """
         limit = min(context, self.recipe.max_length or context)
+        per_turn = tokens_per_turn(processor)
         self.left_out = []
         for source in self.sources:
             index = source.index()
             pictures = index.images.astype(np.int64) * processor.tokens_per_image
-            bound = index.text_bytes + pictures + TEMPLATE_TOKENS
+            bound = index.text_bytes + pictures + index.turns * per_turn + TEMPLATE_TOKENS
             mask = np.zeros(len(source), dtype=bool)
             for number in np.flatnonzero(bound > limit):
                 sample = source[int(number)]
@@ -123,7 +128,7 @@ class TrainingData:
                     self.left_out.append((sample.source, tokens))
             self.too_long[source.name] = mask
         if not self.left_out:
-            return
+            return limit
         where, tokens = max(self.left_out, key=lambda pair: pair[1])
         message = (
             f"{len(self.left_out):,} of {len(self.samples):,} samples are longer than {limit} "
@@ -135,14 +140,22 @@ class TrainingData:
                 f"the model's context of {context}, or shorten them: nothing is cut"
             )
         logger.warning("%s: left out", message)
+        return limit
 
     def pools(self, kind_weights: dict[str, float]) -> list[Pool]:
         """A pool for each source.
 
         Raises:
-            ConfigError: a filter names what the source does not have.
+            ConfigError: a filter names what its source does not have, or a weight no source.
         """
         problems, pools = [], []
+        kinds = {kind for source in self.sources for kind in source.index().kinds}
+        for kind in sorted(set(kind_weights) - kinds):
+            there = ", ".join(repr(one) for one in sorted(kinds) if one) or "none with a name"
+            problems.append(
+                f"kind_weights.{kind}: no sample is of that kind; there are {there} (without any: "
+                "'data.kind_weights={}')"
+            )
         for source, recipe in zip(self.sources, self.recipe.sources, strict=True):
             try:
                 pools.append(
@@ -198,7 +211,7 @@ def read_data(
     sources: list[Samples] = []
     variants: dict[Path, list[Path]] = {}
     for name, wanted in zip(source_names(recipe.sources), recipe.sources, strict=True):
-        if not wanted.path.startswith("hub:") and not Path(wanted.path.split(":")[0]).exists():
+        if not wanted.path.startswith("hub:") and not is_there(wanted.path):
             raise DataError(
                 f"data.sources: {wanted.path}: no such file; data/README.md tells how the "
                 "data are made or where they are published (the starter's: data/openmoji.py)"
@@ -218,6 +231,14 @@ def read_data(
         if wanted.variants:
             _add_variants(variants, Path(wanted.variants), source, wanted.path)
     return TrainingData(recipe, sources, variants)
+
+
+def is_there(path: str) -> bool:
+    """Whether a source's path, less the split or name behind its colon, is on this disk."""
+    try:
+        return split_path(path)[0].exists()
+    except (OSError, ValueError):  # too long, a NUL in it
+        return False
 
 
 def _add_variants(
@@ -274,6 +295,16 @@ def encode_sample(processor: LlavaMoleProcessor, sample: Sample) -> Encoded:
         return processor.encode(sample.messages())
     except DataError as error:
         raise DataError(f"{sample.source}: {error}") from error
+
+
+def tokens_per_turn(processor: LlavaMoleProcessor) -> int:
+    """More than the chat template adds to a turn."""
+    few, many = (
+        len(processor.encode([{"role": "user", "content": "a"},
+                              {"role": "assistant", "content": "a"}] * pairs).input_ids)
+        for pairs in (2, 10)
+    )  # fmt: skip
+    return math.ceil((many - few) / 16) + 1
 
 
 def stage_rows(

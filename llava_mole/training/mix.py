@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from llava_mole.building import build_processor
+from llava_mole.building import build_processor, context_length
 from llava_mole.data.pool import Pool
+from llava_mole.data.quoting import why
 from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import Sample
 from llava_mole.errors import ConfigError
@@ -32,6 +35,7 @@ MANY_PASSES = 4
 MEASURED = 300
 """Samples of a source whose tokens are counted."""
 GROUPS = ("domains", "languages", "kinds")
+PICTURES = ("png", "pdf", "svg")
 
 
 @dataclass
@@ -226,7 +230,7 @@ def print_mix(report: MixReport, console: Console, title: str) -> None:
             continue
         table = Table(plural[:-1], "requested", "realised", title=f"by {plural[:-1]}")
         for name, (asked, given) in sorted(shares.items(), key=lambda pair: -pair[1][1]):
-            table.add_row(name or "(none)", f"{asked:.1%}", f"{given:.1%}")
+            table.add_row(escape(name) or "(none)", f"{asked:.1%}", f"{given:.1%}")
         console.print(table)
     for line in report.warnings():
         console.print(f"warning: {line}", style="yellow", markup=False)
@@ -234,7 +238,7 @@ def print_mix(report: MixReport, console: Console, title: str) -> None:
 
 def source_table(report: MixReport, title: str) -> Table:
     """One line a source, in 80 columns."""
-    table = Table(title=title)
+    table = Table(title=escape(title))
     table.add_column("source", overflow="fold")
     columns = ["requested", "realised", "rows", "samples", "passes"]
     counted = any(source.tokens_per_sample for source in report.sources)
@@ -244,7 +248,7 @@ def source_table(report: MixReport, title: str) -> Table:
         tokens, learnt = source.tokens_per_sample or 0.0, source.supervised_per_sample or 0.0
         cells = [rounded(tokens * source.drawn), rounded(learnt * source.drawn)] * counted
         table.add_row(
-            source.name,
+            escape(source.name),
             f"{source.requested:.1%}",
             f"{source.realised:.1%}",
             f"{source.rows:,}",
@@ -302,7 +306,7 @@ def save_picture(report: MixReport, path: Path) -> None:
     figure.suptitle(f"{report.rows:,} rows, {report.drawn:,} samples")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, format=path.suffix.lstrip(".") or "png", dpi=110)
+    figure.savefig(beside, format=path.suffix.lstrip(".").lower(), dpi=110)
     beside.replace(path)
 
 
@@ -360,6 +364,10 @@ def mix(
         ConfigError, DataError, CheckpointError: with what to do.
     """
     console = console or Console()
+    if json_file is not None:
+        check_output("--json", json_file)
+    if isinstance(picture, Path):
+        check_output("--picture", picture, PICTURES)
     values = read_mapping(path, "recipe")
     processor = None
     if "sources" in values:
@@ -381,8 +389,7 @@ def mix(
         data = read_data(recipe.data)
         if tokens or recipe.data.max_length is not None:
             processor = build_processor(recipe.model)[0]
-        if processor is not None and recipe.data.max_length is not None:
-            data.leave_out_long(processor, recipe.data.max_length)
+            data.leave_out_long(processor, context_length(recipe.model))
         drawn = {one.name: planned_rows(recipe, one, data, processor) for one in planned}
         name = stage or max(drawn, key=lambda one: len(drawn[one]))
         rows = drawn[name]
@@ -397,7 +404,8 @@ def mix(
     if show:
         print_rows(rows, show, console)
     if picture is not False:
-        drawn_in = usual if picture is True else picture
+        drawn_in = usual if picture is True else Path(picture)
+        check_output("--picture", drawn_in, PICTURES)
         save_picture(report, drawn_in)
         console.print(f"picture of the mix: {drawn_in}", markup=False, soft_wrap=True)
     if json_file is not None:
@@ -418,6 +426,20 @@ def one_pass(data: TrainingData, questions: int) -> MixtureRows:
 def no_tokens(sample: Sample) -> Encoded:
     """Rows that are looked at are not encoded."""
     raise ConfigError(f"{sample.source}: this plan has no tokenizer")
+
+
+def check_output(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
+    """Raises ConfigError for a file that cannot be written, before anything is worked out."""
+    if suffixes and path.suffix.lstrip(".").lower() not in suffixes:
+        raise ConfigError(f"{option} {path}: expected a name that ends in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: {why(error)}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{option} {path}: the folder cannot be written")
 
 
 def write_beside(path: Path, text: str) -> None:

@@ -332,15 +332,14 @@ def run_stage(
     if recipe.stages[0] is stage and isinstance(model.projector, Projector):
         match_embeddings(model, processor, data.samples, features)
     set_trainable(model, stage.learning_rates)
-    context = model.config.text_config.max_position_embeddings
-    data.leave_out_long(processor, context)
+    limit = data.leave_out_long(processor, model.config.text_config.max_position_embeddings)
     if ranks.is_main():
         write_left_out(data, Path(recipe.output_dir) / "left_out.jsonl")
     collator = Collator(
         processor,
         share_prefix=stage.share_prefix,
         parrot=model.parrot is not None,
-        max_length=context,
+        max_length=limit,
         packing=stage.packing,
         features=features if from_store else None,
         load_pixels=lambda images: processor.image_processor(list(images))["pixel_values"],

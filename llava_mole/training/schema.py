@@ -113,12 +113,32 @@ def load_mixture(path: str | Path, overrides: Sequence[str] = ()) -> DataRecipe:
     return recipe
 
 
+class StrictLoader(yaml.SafeLoader):
+    """A key that a mapping holds twice is an error; YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, Any] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<:` brings keys that may be replaced
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    "while reading a mapping", node.start_mark,
+                    f"the key {key!r} stands there twice (first in line {seen[key]})",
+                    key_node.start_mark,
+                )  # fmt: skip
+            if isinstance(key, str | int | float | bool):
+                seen[key] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """Raises ConfigError for what is no YAML mapping."""
     if not path.is_file():
         raise ConfigError(f"{what} {path} not found; configs/ holds the recipes that ship")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
@@ -262,6 +282,9 @@ def convert(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
             return float(value)
         except (TypeError, ValueError):
             problems.append(f"{path}={value!r}: expected a number")
+            return None
+        except OverflowError:
+            problems.append(f"{path}: a number of {len(str(value))} digits; expected a smaller one")
             return None
     if not isinstance(value, origin or hint) or (hint is int and isinstance(value, bool)):
         names = {int: "a whole number", bool: "true or false", str: "text"}

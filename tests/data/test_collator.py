@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llava_mole.data.collator import Collator, count_batch
-from llava_mole.data.packing import shared_prefix
+from llava_mole.data.packing import shared_prefix, single
 from llava_mole.data.rows import Row
 from llava_mole.data.sample import Sample, Turn
 from llava_mole.errors import DataError
@@ -109,6 +109,15 @@ def test_an_answer_before_the_last_image_is_never_shared(processor: Any) -> None
     assert shared_prefix([encoded, encoded], processor.image_token_id) == 0
 
 
+def test_a_first_token_is_never_supervised_for_nothing_comes_before_it(processor: Any) -> None:
+    said = Sample((Turn("assistant", "Hello"), Turn("user", "A?"), Turn("assistant", "x")),
+                  (), "d", "en", "f:1")  # fmt: skip
+    encoded = processor.encode(said.messages())
+    tree = single(encoded, (), "en")
+    assert tree.labels[0] == -100
+    assert tree.labels[1:] == encoded.labels[1:]
+
+
 def test_an_answer_right_after_the_image_is_never_shared(processor: Any) -> None:
     encoded = processor.encode(sample("A?", "x", "1").messages())
     start = 1 + processor.tokens_per_image
@@ -139,7 +148,7 @@ def test_features_stand_in_for_pixels(processor: Any) -> None:
 
 def test_an_answer_longer_than_the_context_is_refused_by_source(processor: Any) -> None:
     rows = [row(processor, sample("A?", "x" * 100, "1"))]
-    with pytest.raises(DataError, match=r"data\.json:100: \d+ tokens, the context holds 64"):
+    with pytest.raises(DataError, match=r"data\.json:100: \d+ tokens, at most 64 fit"):
         collator(processor, max_length=64)(rows)
 
 

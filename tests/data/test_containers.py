@@ -107,6 +107,14 @@ def test_a_bad_record_leaves_its_neighbours_readable(tmp_path):
     assert "a.jsonl:3: bad JSON" in str(found[2])
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "b": {"c": 1, "c": 2}}', '[\n{"a": 1, "a": 2}]'])
+def test_a_key_that_stands_twice_is_an_error_not_the_last(tmp_path, text):
+    container = open_container(file(tmp_path, "a.json", text.encode()))
+    (found,) = [value for _, _, value in container.walk(0, 1)]
+    assert "stands twice in one object" in str(found)
+    assert f"a.json:{1 + text.count(chr(10))}: " in str(found)
+
+
 @pytest.mark.parametrize(
     ("text", "whole", "message"),
     [

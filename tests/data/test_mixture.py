@@ -88,6 +88,32 @@ def test_the_ranks_of_a_training_take_the_rows_that_the_planner_says(ranks, rows
         assert dealt == share_of_rank(rows, rank, ranks, rows_per_rank).tolist()
 
 
+@pytest.mark.parametrize("stop", ["all_exhausted", 20_000])
+def test_visits_that_draw_anew_count_as_what_they_draw(stop):
+    pictures = np.full(20, 7, dtype=np.int32)  # two visits an epoch, of six questions each
+    weighted = PlannedSource("weighted", pictures, weight=1, anew=True)
+    mixture = Mixture([weighted, source("plain", 140, weight=1)], questions=6, stop=stop)
+    drawn = mixture.quotas * [6, 1]
+    assert abs(drawn[0] / drawn.sum() - 0.5) < 6 / drawn.sum()
+    if stop != "all_exhausted":
+        assert abs(drawn.sum() - stop) <= 6
+
+
+def test_a_repeat_limit_counts_samples_that_visits_draw_anew():
+    weighted = PlannedSource(
+        "weighted", np.full(20, 7, dtype=np.int32), samples=10_000, repeat_limit=2, anew=True
+    )
+    plain = PlannedSource("plain", np.ones(140, dtype=np.int32), samples=10_000)
+    mixture = Mixture([weighted, plain], questions=6)
+    assert 270 <= mixture.quotas[0] * 6 <= 280  # twice 140
+
+
+def test_a_source_so_rare_that_blocks_would_not_fit_into_memory_is_refused():
+    sources = [source("often", 140, weight=1.0), source("hardly", 140, weight=1e-7)]
+    with pytest.raises(ConfigError, match=r"'hardly' would come once in 10,0.* rows"):
+        Mixture(sources)
+
+
 def test_every_sample_of_a_source_comes_once_an_epoch_and_epochs_differ():
     mixture = Mixture([source("a", 500), source("b", 300)])
     orders = []

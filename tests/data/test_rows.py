@@ -90,6 +90,16 @@ def test_a_picture_with_fewer_questions_gives_what_it_has() -> None:
     assert len(plan.plan(0)[1]) == 2
 
 
+def test_weights_of_kinds_that_a_source_lacks_change_nothing() -> None:
+    items = samples()
+    plain = Pool(ListedSamples(items))
+    weighted = Pool(ListedSamples(items), kind_weights={"elsewhere": 5.0})
+    assert not weighted.drawn_by_weight
+    assert not weighted.planned.anew
+    first = plain.visit(0, 0, 0, 2, 0).tolist()
+    assert weighted.visit(0, 0, 0, 2, 0).tolist() == first
+
+
 def test_kind_weights_belong_to_the_kind_not_to_its_samples() -> None:
     many = [sample("a.png", "en", "naming", str(i)) for i in range(10)]
     plan = rows([*many, sample("a.png", "en", "colour")], questions=1, rows=2000,

@@ -74,6 +74,7 @@ def test_the_index_holds_what_a_planner_needs(root):
     assert [index.languages[code] for code in index.language] == ["en", "pt", "en", "en", "en"]
     assert [index.kinds[code] for code in index.kind] == ["naming", "", "", "", ""]
     assert index.images.tolist() == [1, 1, 1, 0, 0]
+    assert index.turns.tolist() == [2] * 5
     assert index.text_bytes.tolist() == [15, 17, 19, 4, 4]
     assert (index.group.dtype, index.domain.dtype) == (np.uint64, np.int16)
 
@@ -85,6 +86,34 @@ def test_groups_do_not_depend_on_where_the_data_lie(root):
     here = source_of(root, [record(1)]).index(progress=False)
     there = source_of(root / "elsewhere", [record(1)]).index(progress=False)
     assert here.group[0] == there.group[0]
+
+
+def test_groups_do_not_depend_on_how_the_root_is_written(root, monkeypatch):
+    monkeypatch.chdir(root)
+    absolute = [record(1, str(root / "pictures" / "a.png"))]
+    groups = {
+        int(source_of(root, records, image_root=folder).index(progress=False).group[0])
+        for folder in ("pictures", root / "pictures", "./pictures/")
+        for records in (absolute, [record(1)])
+    }
+    assert len(groups) == 1
+
+
+def test_a_file_that_was_changed_and_given_its_old_times_is_indexed_anew(root):
+    source = source_of(root, [record(1, language="en")])
+    assert source.index(progress=False).languages == ("en",)
+    path = root / "birds.json"
+    before = path.stat()
+    changed = source_of(root, [record(1, language="pt")])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    again = open_source(changed.spec, cache_dir=root / "cache")
+    assert again.index(progress=False).languages == ("pt",)
+
+
+def test_null_is_as_good_as_absent(root):
+    (sample,) = source_of(root, [record(1, domain=None, language=None, kind=None)]).samples()
+    assert (sample.domain, sample.language, sample.metadata) == ("birds", "en", {})
 
 
 def test_the_index_is_read_from_the_cache_until_the_file_changes(root, monkeypatch):

@@ -129,6 +129,9 @@ def test_a_question_with_its_options_is_found_however_they_are_laid_out(tmp_path
         "Which animal is it?\nA. red fox\nB. grey wolf\nAnswer with the letter.",
         "Please look. which ANIMAL is it? (A) grey wolf (B) red fox",
         "Hint: look.\nWhich animal is it?\n1) red fox; 2) grey wolf",
+        "Question: Which animal is it?\nA. red fox\nB. grey wolf",
+        "1) Which animal is it? red fox, grey wolf",
+        "Look at the picture, which animal is it: red fox or grey wolf?",
     ):
         assert wordings.find(text) == ([0], [])
     assert wordings.find("Which animal is it?\nA. red fox\nB. blue whale") == (
@@ -154,6 +157,16 @@ def test_a_leaked_question_names_both_places(tmp_path):
     finding = only(look(spec, tmp_path, against=[bench]))
     assert (finding.severity, finding.check) == ("warning", "leak-question")
     assert (finding.where, finding.value) == (f"{spec.path}:2", f"{bench}:3")
+
+
+@pytest.mark.parametrize("shown", ["<image>{}", "{}<image>", "<image> Answer briefly: {}"])
+def test_a_leaked_question_is_found_beside_its_placeholder(tmp_path, shown):
+    asked = shown.format("Which of these is it?") + "\nA. soft blobs\nB. a cat"
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": "A"}]
+    spec = write(tmp_path, [{**record("1.png"), "conversations": turns}])
+    bench = write_benchmark(tmp_path / "bench.tsv", [row(scene(7))])
+    finding = only(look(spec, tmp_path, against=[bench]))
+    assert (finding.check, finding.value) == ("leak-question", f"{bench}:2")
 
 
 def test_a_leaked_picture_whose_question_leaked_too_is_named_there(tmp_path):

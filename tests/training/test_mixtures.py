@@ -114,6 +114,26 @@ def test_what_is_too_long_is_refused_by_name_before_training(two_sources: Path, 
         run_recipe(recipe)
 
 
+def test_many_short_turns_are_too_long_as_well(two_sources: Path, data: Path) -> None:
+    turns = [{"from": side, "value": "a"} for _ in range(300) for side in ("human", "gpt")]
+    items = [{"id": str(n), "language": "tr", "conversations": turns[: 2 * n]} for n in (1, 300)]
+    many = data / "many.json"
+    many.write_text(json.dumps(items), encoding="utf-8")
+    recipe = load_recipe(two_sources, [f"data.sources.1.path={many}", "data.max_length=1100",
+                                       "model.chat_template=chatml"])  # fmt: skip
+    with pytest.raises(DataError, match=r"1 of 62 samples are longer than 1100.*many\.json:1"):
+        run_recipe(recipe)
+
+
+def test_mix_leaves_out_what_training_leaves_out(two_sources: Path, data: Path) -> None:
+    long = write_source(data, "long", 1, language="tr", words=5000)
+    overrides = [f"data.sources.1.path={long}", "data.too_long=drop"]
+    report = mix(two_sources, [*overrides, "data.max_length=99999999"], console=quiet())
+    assert report.sources[1].left_out == {"too long": 1}
+    with pytest.raises(DataError, match="longer than"):
+        mix(two_sources, overrides[:1], console=quiet())
+
+
 def test_what_is_too_long_may_be_left_out_counted_and_listed(
     two_sources: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -237,6 +257,13 @@ def test_the_picture_of_a_mix_goes_to_the_output_folder_or_beside_the_mixture(
     ("arguments", "said"),
     [
         (["nowhere.yaml"], "nowhere.yaml not found"),
+        (["RECIPE", "data.kind_weights={namign: 2}"],
+         "kind_weights.namign: no sample is of that kind; there are"),
+        (["RECIPE", f"data.length={10**400}"], "must be at most"),
+        (["RECIPE", f"data.sources.0.path={'x' * 5000}"], "x: no such file"),
+        (["RECIPE", "--json", "/"], "--json /: is a folder"),
+        (["RECIPE", "--json", "/proc/x/y.json"], "--json /proc/x/y.json: "),
+        (["RECIPE", "--picture", "mix.xyz"], "png, pdf, svg"),
         (["RECIPE", "--stage", "warm"], "has the language stages instruct"),
         (["RECIPE", "data.sources.0.keep={languages: [xx]}"], "no sample has 'xx'"),
         (["RECIPE", "data.sources.0.keep={max_bytes: 1}", "data.sources.1.keep={max_bytes: 1}"],
@@ -247,5 +274,5 @@ def test_mix_says_what_is_wrong(
     two_sources: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     argv = [str(two_sources) if word == "RECIPE" else word for word in arguments]
-    assert main(["mix", *argv, "--picture", str(two_sources.parent / "x.png")]) == 2
+    assert main(["mix", *argv, f"output_dir={two_sources.parent / 'out'}"]) == 2
     assert said in capsys.readouterr().err

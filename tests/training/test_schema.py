@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from llava_mole.errors import ConfigError
-from llava_mole.training.schema import load_recipe
+from llava_mole.training.schema import load_recipe, read_mapping
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -169,6 +169,19 @@ def test_bad_overrides_are_told_with_the_rest(tmp_path: Path) -> None:
     assert "nothing named 'nothere'" in text
     assert "seeed: unknown key; did you mean 'seed'?" in text
     assert "stages.0: '0' is a list entry" in text
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("data:\n  sources:\n    - name: a\n      path: x\n      name: b\n")
+    with pytest.raises(ConfigError, match=r"'name' stands there twice \(first in line 3\)"):
+        load_recipe(path)
+
+
+def test_keys_that_a_merge_brings_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n")
+    assert read_mapping(path, "recipe")["b"] == {"x": 1, "y": 3}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,11 +45,11 @@ class Container(ABC):
         """Every file read."""
 
     def state(self) -> list[Any]:
-        """JSON-able; changes when a file does. Size and time of change, not the content."""
+        """JSON-able; changes when a file does. Size, times and inode, the content is not read."""
         found = []
         for path in self.files():
             status = path.stat()
-            found.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+            found.append([str(path.resolve()), *content_stamp(status), status.st_ctime_ns])
         return found
 
     def size(self) -> int:
@@ -63,6 +64,12 @@ class Container(ABC):
             except DataError as error:
                 value = error
             yield number, self.where(number), value
+
+
+def content_stamp(status: os.stat_result) -> list[int]:
+    """What changes when a file's content does, if nobody sets its times. `state` adds the time of
+    change, which rsync, tar and cp -p cannot set, but which a new link or owner moves too."""
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def stem_of(path: Path) -> str:

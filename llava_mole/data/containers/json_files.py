@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from llava_mole.data.containers.base import MAX_RECORD, Container
+from llava_mole.data.containers.base import MAX_RECORD, Container, content_stamp
 from llava_mole.data.containers.json_scan import SPACE, Spans, scan_lines, scan_list
 from llava_mole.data.index_cache import cached
 from llava_mole.data.quoting import short, why
@@ -29,6 +29,20 @@ _TAIL = 2**24
 _BOM = b"\xef\xbb\xbf"
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands in it twice, one would be lost.
+
+    Raises:
+        ValueError: it does.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {short(twice)} stands twice in one object")
+    return found
+
+
 class TextFile(Container):
     """Records at known offsets of one file.
 
@@ -41,7 +55,7 @@ class TextFile(Container):
         with path.open("rb") as file:
             self._begin = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
         state = self.state()
-        self._stamp = tuple(state[0][1:])
+        self._stamp = content_stamp(path.stat())
         subject = {"offsets": str(path.resolve()), "kind": self.kind}
         folder = cache_dir if self.size() >= CACHED_FROM else None
         self._arrays, facts = cached(folder, subject, state, self._scan)
@@ -106,8 +120,7 @@ class TextFile(Container):
                     f"{MAX_RECORD:,} are read; is a quote or a bracket not closed?"
                 )
             with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if (status.st_size, status.st_mtime_ns) != self._stamp:
+                if content_stamp(os.fstat(file.fileno())) != self._stamp:
                     raise DataError(
                         f"{self.path}: changed since it was indexed; start again to read it anew"
                     )
@@ -153,7 +166,7 @@ class JsonLines(TextFile):
         where = self._at(line)
         try:
             text = self._text(raw, line)[1]
-            return where, json.loads(text)
+            return where, json.loads(text, object_pairs_hook=once)
         except DataError as error:
             return where, error
         except (ValueError, RecursionError) as error:
@@ -244,7 +257,7 @@ class JsonList(TextFile):
         if not text:
             return DataError(f"{where}: bad JSON, expected an item, found nothing between commas")
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=once)
         except RecursionError:
             return DataError(f"{where}: bad JSON, expected less deeply nested brackets")
         except json.JSONDecodeError as error:

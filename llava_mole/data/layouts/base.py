@@ -183,22 +183,28 @@ def finish(
     """
     check_turns(turns, where)
     check_count(turns, names, where, key)
-    language = record.get("language", defaults.language)
+    language = record.get("language")
+    if language is None:
+        language = defaults.language
     if not isinstance(language, str) or not language or not language.isprintable():
         raise DataError(
             f"{where}: 'language' is {short(language)}; expected a code such as 'pt', in the item "
             "or for the whole file (in a recipe: data.sources.0.language=pt)"
         )
-    domain = record.get("domain", defaults.domain)
+    domain = record.get("domain")
+    if domain is None:
+        domain = defaults.domain
     if not isinstance(domain, str) or not domain or not domain.isprintable():
         raise DataError(f"{where}: 'domain' is {short(domain)}; expected a name such as 'document'")
-    kind = record.get("kind", "")
+    kind = record.get("kind")
+    if kind is None:
+        kind = ""
     if not isinstance(kind, str) or not (kind.isprintable() or not kind):
         raise DataError(f"{where}: 'kind' is {short(kind)}; expected a name such as 'naming'")
     images: tuple[ImageRef, ...] = tuple(pictures.find(name, where, key) for name in names)
     metadata = {
         name: value
         for name, value in record.items()
-        if name not in used and name not in SAMPLE_KEYS
+        if name not in used and name not in SAMPLE_KEYS and not (name == "kind" and value is None)
     }
     return Sample(joined(turns), images, domain, language, where, metadata)
