@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from llava_mole.building import ModelRecipe, from_anywhere
 from llava_mole.digests import Picture
@@ -183,15 +183,16 @@ def existing(path: Path) -> Path:
 
 def keys_table(keys: Sequence[KeyInfo]) -> Table:
     """Keys with tower, transform, size and age."""
-    table = Table("key", "tower", "layer", "features", "pictures", "GiB", "last used")
+    key = Column("key", no_wrap=True, min_width=12)  # --clear wants it whole
+    table = Table(key, "tower", "layer", "features", "pictures", "GiB", "last used")
     for info in keys:
-        key, named = info.described.get("key", {}), info.described.get("about", {})
+        parts, named = info.described.get("key", {}), info.described.get("about", {})
         tower = " ".join(str(named[k]) for k in ("model", "pretrained") if named.get(k))
-        shape = " x ".join(map(str, key.get("shape", ["?"])))
-        grid = f", grid {key['grid']}" if key.get("grid") else ""
+        shape = " x ".join(map(str, parts.get("shape", ["?"])))
+        grid = f", grid {parts['grid']}" if parts.get("grid") else ""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.last_used))
         table.add_row(
-            info.id[:12], tower or "?", str(key.get("layer") or "last") + grid, shape,
+            info.id[:12], tower or "?", str(parts.get("layer") or "last") + grid, shape,
             f"{info.pictures:,}", f"{info.bytes / GIB:.2f}", used if info.last_used else "never",
         )  # fmt: skip
     return table

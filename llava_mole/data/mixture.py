@@ -153,7 +153,6 @@ class Mixture:
         per_row = np.divide(drawn, per_epoch, out=np.ones_like(drawn), where=per_epoch > 0)
         self.requested = shares(sources, temperature)
         """(S,) share of the samples that the recipe asks for."""
-        wanted = rows_wanted(sources, self.requested, per_row, per_epoch, stop)
         limits = np.array(
             [
                 math.floor(source.total * source.repeat_limit / samples)
@@ -162,6 +161,7 @@ class Mixture:
                 for samples, source in zip(per_row, sources, strict=True)
             ]
         )
+        wanted = rows_wanted(sources, self.requested, per_row, per_epoch, limits, stop)
         self.wanted = largest_remainders(wanted, round(wanted.sum()))
         """(S,) rows a pass that the shares ask for."""
         self.quotas = held(self.wanted, limits)

@@ -119,14 +119,17 @@ def rows_wanted(
     share: np.ndarray,
     per_row: np.ndarray,
     per_epoch: np.ndarray,
+    limits: np.ndarray,
     stop: Stop | int,
 ) -> np.ndarray:
-    """(S,) rows of each source in a pass, not yet whole numbers.
+    """(S,) rows of each source in a pass, not yet whole numbers; limits are not applied yet.
 
     Args:
         share: (S,) of samples.
         per_row: (S,) samples of a row on average.
         per_epoch: (S,) rows to go through a source once.
+        limits: (S,) rows that repeat limits allow. With "all_exhausted" what a held source leaves
+            to the others makes a pass shorter.
     """
     if any(source.samples is not None for source in sources):
         given = [source.samples if source.total else 0 for source in sources]
@@ -137,8 +140,28 @@ def rows_wanted(
         raise ConfigError("every source has weight 0: nothing to draw")
     if isinstance(stop, int):
         return stop * rows
-    passes = per_epoch[drawn] / rows[drawn]
-    return (passes.max() if stop == "all_exhausted" else passes.min()) * rows
+    # Of a capped source the cap is all there is.
+    part = [min(1.0, (s.cap or math.inf) / max(s.total, 1)) for s in sources]
+    needed = np.minimum(per_epoch * np.array(part), limits)
+    passes = needed[drawn] / rows[drawn]
+    if stop == "first_exhausted":
+        return passes.min() * rows
+    return shortest(passes.max() * rows, needed, limits)
+
+
+def shortest(rows: np.ndarray, needed: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """`rows` scaled down as far as every source still has the rows it needs once it is `held`."""
+    whole = round(rows.sum())
+    if not (rows > limits).any():
+        return rows
+    share = rows / rows.sum()
+    low, high = 0, whole  # too few, enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        given = held(largest_remainders(share * middle, middle), limits)
+        enough = (given[share > 0] >= np.floor(needed[share > 0])).all()
+        low, high = (low, middle) if enough else (middle, high)
+    return share * high
 
 
 def held(wanted: np.ndarray, limits: np.ndarray) -> np.ndarray:

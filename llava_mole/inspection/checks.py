@@ -26,6 +26,11 @@ _PAIRED = frozenset({"think", "answer", "ref", "box", "quad", "tool_call", "reas
 
 def check_words(sample: Sample) -> Iterator[Finding]:
     """Findings about the turns of one sample."""
+    roles = [turn.role for turn in sample.turns if turn.role != "system"]
+    if roles[:1] == ["assistant"]:
+        yield _found("warning", "turn-order", sample, "the assistant speaks first, to no question")
+    if roles[-1:] == ["user"]:
+        yield _found("warning", "turn-order", sample, "the last question has no answer")
     question = ""
     for number, turn in enumerate(sample.turns, 1):
         words = turn.text.replace(IMAGE, " ").strip()

@@ -16,7 +16,8 @@ CHECKS = {
     "record": "the record cannot be used as it is; correct it or take it out",
     "image-missing": "check the image root (--image-root), or whether the pictures were unpacked",
     "image-unreadable": "fetch the picture again, convert it, or take its records out",
-    "leak-picture": "take these records out before any figure on the benchmark is published",
+    "leak-picture": "take these records out before any figure on the benchmark is published; "
+    "schematic pictures that only look the same: --same-from 0.99",
     "leak-picture-alike": "look at both; take the records out if they show the same",
     "leak-question": "look at both; the same question about another picture may be no leak",
     "question-worded-alike": "nothing, if the wording is a common one",
@@ -32,6 +33,7 @@ CHECKS = {
     "language-unknown": "declare an ISO 639-1 code, such as 'pt'",
     "too-long": "shorten the conversation, use fewer visual tokens, or a longer context",
     "placeholder-in-text": "replace the placeholder token in the text",
+    "turn-order": "begin with a question and end with its answer; the rest teaches nothing",
     "empty-question": "ask something, unless the picture alone is the prompt",
     "one-word-question": "nothing, if it is meant as a prompt",
     "answer-is-question": "take it out: nothing is learnt from it but repeating",

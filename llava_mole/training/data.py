@@ -76,8 +76,8 @@ class TrainingData:
     variants: dict[Path, list[Path]]
     too_long: dict[str, np.ndarray] = field(default_factory=dict)
     """source -> (n,) bool, once `leave_out_long` has looked."""
-    left_out: list[tuple[str, int]] = field(default_factory=list)
-    """('file:line', tokens) of those."""
+    left_out: list[tuple[str, str, int]] = field(default_factory=list)
+    """(source, 'file:line', tokens) of those."""
 
     def __post_init__(self) -> None:
         self.samples = AllSamples(self.sources)
@@ -125,11 +125,17 @@ class TrainingData:
                 tokens = len(encode_sample(processor, sample).input_ids)
                 if tokens > limit:
                     mask[number] = True
-                    self.left_out.append((sample.source, tokens))
+                    self.left_out.append((source.name, sample.source, tokens))
             self.too_long[source.name] = mask
         if not self.left_out:
             return limit
-        where, tokens = max(self.left_out, key=lambda pair: pair[1])
+        _, where, tokens = max(self.left_out, key=lambda entry: entry[2])
+        counts = {s.name: (int(self.too_long[s.name].sum()), len(s)) for s in self.sources}
+        by_source = "; ".join(
+            f"{name}: {long:,} of {held:,}" + ", nothing is left of it" * (long == held)
+            for name, (long, held) in counts.items()
+            if long
+        )
         message = (
             f"{len(self.left_out):,} of {len(self.samples):,} samples are longer than {limit} "
             f"tokens, the longest has {tokens:,} ({where})"
@@ -139,7 +145,7 @@ class TrainingData:
                 f"{message}; leave them out with data.too_long=drop, raise data.max_length up to "
                 f"the model's context of {context}, or shorten them: nothing is cut"
             )
-        logger.warning("%s: left out", message)
+        logger.warning("%s: left out (%s)", message, by_source)
         return limit
 
     def pools(self, kind_weights: dict[str, float]) -> list[Pool]:
@@ -190,7 +196,7 @@ class TrainingData:
             [pool.planned for pool in pools],
             questions=questions,
             temperature=self.recipe.temperature,
-            stop=self.recipe.length,  # type: ignore[arg-type]  # checked with the recipe
+            stop=self.recipe.length or "all_exhausted",  # type: ignore[arg-type]  # checked before
             seed=seed,
         )
 
@@ -345,7 +351,7 @@ def stage_rows(
         variants=data.variants,
         variant_share=recipe.data.variant_share,
         batch=batch or stage.pictures_per_step,
-        window=stage.length_window if collator else 1,
+        window=stage.length_window if collator and stage.packing is None else 1,
         length=longest_tree(collator) if collator else None,
     )
 

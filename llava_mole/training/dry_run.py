@@ -53,7 +53,8 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         report = mix_report(data, rows, processor)
         print_mix(report, console, f"stage {stage.name}: {passes_of(rows)}")
     console.rule("one sample")
-    print_sample(data, processor, model, console)
+    steered = any(stage.parrot for stage in recipe.stages)
+    print_sample(data, processor, model, console, steered=steered)
 
 
 def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) -> Table:
@@ -78,15 +79,18 @@ def print_sample(
     processor: LlavaMoleProcessor,
     model: LlavaMoleForConditionalGeneration,
     console: Console,
+    *,
+    steered: bool,
 ) -> None:
-    """First sample in tokens; supervised ones reversed, runs of placeholders shortened."""
+    """First sample in tokens; supervised ones reversed, runs of placeholders shortened. What
+    conditions its images where Parrot is on in some stage."""
     sample = data.samples[0]
     encoded = processor.encode(sample.messages())
     check_trainable(sample.source, encoded, model.config.text_config.max_position_embeddings)
     names = [image.name if isinstance(image, Path) else "in the file" for image in sample.images]
     console.print(f"{sample.source}, images {names}")
     console.print(token_view(encoded, processor))
-    for question in encoded.questions:
+    for question in encoded.questions if steered else ():
         console.print(f"its image is conditioned on {processor.tokenizer.decode(question)!r}")
 
 

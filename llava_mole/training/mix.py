@@ -83,8 +83,9 @@ class MixReport:
             limit = source.repeat_limit
             if source.limited:
                 found.append(
-                    f"{source.name}: held at its repeat limit of {limit:g}: {source.realised:.1%} "
-                    f"in place of {source.requested:.1%}; the other sources fill up"
+                    f"{source.name}: held at its repeat limit of {limit:g}, so that "
+                    f"{source.requested:.1%} requested become {source.realised:.1%}; the other "
+                    "sources fill up"
                 )
             elif limit is None and source.passes > MANY_PASSES:
                 found.append(

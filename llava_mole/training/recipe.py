@@ -76,9 +76,9 @@ class DataRecipe:
     sources: list[SourceRecipe]
     temperature: float = field(default=1.0, metadata={"above": 0})
     """Shares are weight^(1/temperature): 1 keeps them, more evens them out."""
-    length: str | int = "all_exhausted"
-    """Of a pass: until every source was seen once (all_exhausted), until the first one was
-    (first_exhausted), or a number of samples."""
+    length: str | int | None = None
+    """Of a pass: until every source was seen once (all_exhausted, if empty), until the first one
+    was (first_exhausted), or a number of samples."""
     repeat_limit: float | None = field(default=None, metadata={"above": 0})
     """Of every source that does not name its own."""
     kind_weights: dict[str, float] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import set_seed
+from transformers.trainer_utils import SaveStrategy, set_seed
 
 from llava_mole import ranks
 from llava_mole.building import build_model
@@ -46,6 +46,8 @@ from llava_mole.tree import check_supported
 
 logger = logging.getLogger(__name__)
 
+LONG = 500
+"""Steps after which a stage writes a checkpoint, where the recipe says nothing about them."""
 FILL_AHEAD = 50_000
 """Pictures up to which the features of all are computed before a stage, shared among the ranks."""
 
@@ -75,11 +77,12 @@ class JsonLog(TrainerCallback):
         if state.is_world_process_zero:
             self({"step": state.global_step, **logs})
 
-    def truncate_after(self, step: int) -> None:
-        """Keep other stages' lines, and this stage's up to `step`."""
+    def truncate_after(self, step: int) -> int:
+        """Keep other stages' lines, and this stage's up to `step`; the last step that is dropped,
+        or 0."""
         if not self.path.is_file():
-            return
-        kept = []
+            return 0
+        kept, last = [], 0
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 values = json.loads(line)
@@ -87,9 +90,12 @@ class JsonLog(TrainerCallback):
                 continue  # the last line of a killed run
             if values.get("stage") != self.stage or values.get("step", 0) <= step:
                 kept.append(line)
+            else:
+                last = max(last, int(values.get("step", 0)))
         beside = self.path.with_suffix(".tmp")
         beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(beside, self.path)
+        return last
 
 
 def add_parrot(model: LlavaMoleForConditionalGeneration, processor: Any, recipe: Recipe) -> None:
@@ -125,6 +131,8 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         **recipe.training,
         **stage.training,
     }
+    if "save_steps" in {**recipe.training, **stage.training} and options["save_strategy"] == "no":
+        options["save_strategy"] = "steps"
     try:
         return TrainingArguments(
             output_dir=str(folder),
@@ -265,7 +273,10 @@ def write_left_out(data: TrainingData, path: Path) -> None:
     if not data.left_out:
         path.unlink(missing_ok=True)
         return
-    lines = [json.dumps({"where": where, "tokens": tokens}) for where, tokens in data.left_out]
+    lines = [
+        json.dumps({"source": source, "where": where, "tokens": tokens}, ensure_ascii=False)
+        for source, where, tokens in data.left_out
+    ]
     beside = path.with_suffix(".tmp")
     beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     os.replace(beside, path)
@@ -351,6 +362,12 @@ def run_stage(
     if stage.passes is not None:
         arguments.max_steps = max(1, math.ceil(stage.passes * rows.mixture.rows / per_step))
     rows.rows = arguments.max_steps * per_step
+    if arguments.max_steps > LONG and not {"save_strategy", "save_steps"} & {
+        *recipe.training,
+        *stage.training,
+    }:
+        arguments.save_strategy, arguments.save_steps = SaveStrategy.STEPS, LONG
+        arguments.save_total_limit = arguments.save_total_limit or 2
     trainer = StageTrainer(
         rates=stage.learning_rates,
         time_budget=budget,
@@ -364,6 +381,14 @@ def run_stage(
     trainer.add_callback(TimeBudget(trainer))
     checkpoint = ranks.from_main(latest_checkpoint(folder))
     if ranks.is_main():
-        log.truncate_after(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1)
+        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
+        again = log.truncate_after(step)
+        if checkpoint:
+            logger.info("stage %s goes on after step %d", stage.name, step)
+        elif again:
+            logger.warning(
+                "stage %s has no checkpoint: its first %d steps are done again "
+                "(training.save_steps=100 writes one every 100 steps)", stage.name, again,
+            )  # fmt: skip
     model.config.use_cache = False
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -70,11 +70,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if recipe is not None:
         problems += cross_checks(recipe)
     if problems:
-        raise ConfigError(
-            f"{path}: {len(problems)} problems\n" + "\n".join(f"  {p}" for p in problems)
-        )
+        raise ConfigError(f"{path}: {counted(problems)}\n" + "\n".join(f"  {p}" for p in problems))
     assert recipe is not None
     return recipe
+
+
+def counted(problems: Sequence[str]) -> str:
+    return "one problem" if len(problems) == 1 else f"{len(problems)} problems"
 
 
 def load_mixture(path: str | Path, overrides: Sequence[str] = ()) -> DataRecipe:
@@ -106,9 +108,7 @@ def load_mixture(path: str | Path, overrides: Sequence[str] = ()) -> DataRecipe:
     if recipe is not None:
         problems += check_mixture(recipe)
     if problems:
-        raise ConfigError(
-            f"{path}: {len(problems)} problems\n" + "\n".join(f"  {p}" for p in problems)
-        )
+        raise ConfigError(f"{path}: {counted(problems)}\n" + "\n".join(f"  {p}" for p in problems))
     assert isinstance(recipe, DataRecipe)
     return recipe
 
@@ -387,7 +387,7 @@ def check_mixture(data: DataRecipe) -> list[str]:
         PlannedSource(name, one, source.weight, source.samples, source.cap, source.repeat_limit)
         for name, source in zip(names, data.sources, strict=True)
     ]
-    stop: Any = data.length
+    stop: Any = data.length or "all_exhausted"
     problems = [f"data.{p}" for p in mixture_problems(planned, data.temperature, stop)]
     for source in data.sources:
         low, high = source.keep.min_bytes, source.keep.max_bytes

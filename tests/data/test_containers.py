@@ -142,6 +142,15 @@ def test_the_line_of_a_list_item_is_where_it_begins_even_after_line_breaks(tmp_p
         container.record(1)
 
 
+def test_items_that_share_a_line_are_told_apart_by_their_number(tmp_path):
+    container = open_container(file(tmp_path, "a.json", b'[{"a": 1}, {"a": 2},{"a":}]'))
+    assert container.where(1).endswith("a.json:1 (item 2)")
+    found = [str(value) for _, _, value in container.walk(0, 3)]
+    assert [where.rpartition("/")[2] for _, where, _ in container.walk(0, 3)] == [
+        "a.json:1", "a.json:1 (item 2)", "a.json:1 (item 3)"]  # fmt: skip
+    assert "a.json:1: bad JSON" in found[2]
+
+
 def test_offsets_of_large_files_are_kept_and_made_anew_when_the_file_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files_module, "CACHED_FROM", 1)
     path = file(tmp_path, "a.json", '[{"a": 1}]')

@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 
 from llava_mole.data.mixture import Mixture, PlannedSource, share_of_rank
 from llava_mole.data.random_order import key_of, permuted, uniform
+from llava_mole.data.shares import held, largest_remainders
 from llava_mole.errors import ConfigError
 
 
@@ -86,6 +87,29 @@ def test_the_ranks_of_a_training_take_the_rows_that_the_planner_says(ranks, rows
     for rank in range(ranks):
         dealt = [row for batch in BatchSamplerShard(batches, ranks, rank) for row in batch]
         assert dealt == share_of_rank(rows, rank, ranks, rows_per_rank).tolist()
+
+
+def test_of_a_capped_source_the_cap_is_all():
+    mixture = Mixture([source("large", 3000), source("capped", 3000, cap=100)])
+    assert mixture.quotas.tolist() == [3000, 100]
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, weights, st.integers(0, 9))
+def test_with_limits_a_pass_is_the_shortest_that_sees_all(counts, weight, seed):
+    sources = [source(f"s{i}", n, weight=weight[i], repeat_limit=1.5) for i, n in enumerate(counts)]
+    try:
+        mixture = Mixture(sources, seed=seed)
+    except ConfigError:
+        return  # so rare that blocks would not fit
+    assert (mixture.quotas >= np.array(counts)).all()
+    assert (mixture.quotas <= np.floor(1.5 * np.array(counts))).all()
+    one_less = held(
+        largest_remainders(mixture.requested * (mixture.rows - 1), mixture.rows - 1),
+        np.floor(1.5 * np.array(counts)),
+    )
+    limited = (mixture.quotas < np.floor(1.5 * np.array(counts))).any()
+    assert not limited or (one_less < np.array(counts)).any() or mixture.rows == sum(counts)
 
 
 @pytest.mark.parametrize("stop", ["all_exhausted", 20_000])

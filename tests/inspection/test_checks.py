@@ -47,6 +47,18 @@ def test_words_that_are_probably_not_meant(found, check, severity, changes):
 
 
 @pytest.mark.parametrize(
+    ("roles", "said"),
+    [("gpt human gpt", "speaks first"), ("human gpt human", "last question has no answer")],
+)
+def test_a_conversation_that_begins_or_ends_with_the_wrong_side_is_named(tmp_path, roles, said):
+    said_by = enumerate(roles.split())
+    turns = [{"from": role, "value": f"Words of {role}, {n}."} for n, role in said_by]
+    found = only(look(write(tmp_path, [record(None) | {"conversations": turns}]), tmp_path))
+    assert (found.check, found.severity) == ("turn-order", "warning")
+    assert said in found.message
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         "<think>Blobs.</think>A few soft blobs.",

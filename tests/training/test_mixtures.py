@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,32 @@ def test_what_is_too_long_is_refused_by_name_before_training(two_sources: Path, 
         run_recipe(recipe)
 
 
+def test_a_stage_that_starts_over_says_so_and_how_to_go_on(
+    two_sources: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = ["stages.instruct.steps=3", "training={logging_steps: 1}"]
+    run_recipe(load_recipe(two_sources, overrides))
+    (stage,) = (tmp_path / "run" / "stages").iterdir()
+    shutil.rmtree(stage / "model")  # as if it had been killed at its end
+    with caplog.at_level(logging.WARNING):
+        run_recipe(load_recipe(two_sources, overrides))
+    assert "its first 3 steps are done again (training.save_steps" in caplog.text
+
+
+def test_save_steps_alone_write_checkpoints_to_go_on_from(
+    two_sources: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = ["stages.instruct.steps=3", "training={save_steps: 2}"]
+    run_recipe(load_recipe(two_sources, overrides))
+    (stage,) = (tmp_path / "run" / "stages").iterdir()
+    assert (stage / "checkpoint-2" / "trainer_state.json").is_file()
+    shutil.rmtree(stage / "model")
+    shutil.rmtree(stage / "checkpoint-3", ignore_errors=True)
+    with caplog.at_level(logging.INFO):
+        run_recipe(load_recipe(two_sources, overrides))
+    assert "goes on after step 2" in caplog.text
+
+
 def test_many_short_turns_are_too_long_as_well(two_sources: Path, data: Path) -> None:
     turns = [{"from": side, "value": "a"} for _ in range(300) for side in ("human", "gpt")]
     items = [{"id": str(n), "language": "tr", "conversations": turns[: 2 * n]} for n in (1, 300)]
@@ -149,6 +176,8 @@ def test_what_is_too_long_may_be_left_out_counted_and_listed(
     lines = (tmp_path / "run" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 5
     assert all("long.json:1" in json.loads(line)["where"] for line in lines)
+    assert {json.loads(line)["source"] for line in lines} == {"long"}
+    assert "long: 5 of 6" in caplog.text
     report = mix(two_sources, overrides, console=quiet())
     assert report.sources[1].left_out == {"too long": 5}
 

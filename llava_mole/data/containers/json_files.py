@@ -236,7 +236,7 @@ class JsonList(TextFile):
             return str(error)
         expected = "an item"
         if text:
-            value = self._decode(text, line)
+            value = self._decode(text, line, self._at(line))
             if isinstance(value, DataError):
                 return str(value)
             expected = "',' or ']' after an item"
@@ -248,12 +248,20 @@ class JsonList(TextFile):
         try:
             line, text = self._text(raw, line)
         except DataError as error:
-            return self._at(line), error
-        return self._at(line), self._decode(text, line)
+            return self._at(line) + self._which(number, raw), error
+        where = self._at(line) + self._which(number, raw)
+        return where, self._decode(text, line, where)
 
-    def _decode(self, text: str, line: int) -> Any:
+    def where(self, number: int) -> str:
+        return super().where(number) + self._which(number, self._bytes(number))
+
+    def _which(self, number: int, raw: bytes) -> str:
+        """' (item 9)' where the item begins in the line in which the one before it ends."""
+        before = raw[: len(raw) - len(raw.lstrip(SPACE))]
+        return f" (item {number + 1})" if number and b"\n" not in before else ""
+
+    def _decode(self, text: str, line: int, where: str) -> Any:
         """The value of one item's text, or the DataError that says why it has none."""
-        where = self._at(line)
         if not text:
             return DataError(f"{where}: bad JSON, expected an item, found nothing between commas")
         try:

@@ -119,7 +119,8 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
             raise DataError(f"{where}: turn {number}: the answer is empty")
         if turn.role != "user" and IMAGE in turn.text:
             raise DataError(
-                f"{where}: turn {number}: {IMAGE} in a {turn.role} turn; only a user shows pictures"
+                f"{where}: turn {number}: {IMAGE} in what the {turn.role} says; "
+                "only a user shows pictures"
             )
         if not turn.text.isascii():
             try:
@@ -189,7 +190,7 @@ def finish(
     if not isinstance(language, str) or not language or not language.isprintable():
         raise DataError(
             f"{where}: 'language' is {short(language)}; expected a code such as 'pt', in the item "
-            "or for the whole file (in a recipe: data.sources.0.language=pt)"
+            "or for the whole file (recipe: data.sources.0.language=pt; inspect: --language pt)"
         )
     domain = record.get("domain")
     if domain is None:

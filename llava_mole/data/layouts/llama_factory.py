@@ -67,9 +67,9 @@ def read_dataset_info(path: Path, name: str) -> tuple[Path, Layout]:
     where = f"{path}: {short(name)}"
     if name not in entries:
         near = difflib.get_close_matches(name, entries, 1)
-        hint = f"; did you mean {short(near[0])}?" if near else ""
+        hint = f", did you mean {short(near[0])}?" if near else ""
         known = ", ".join(short(entry, 40) for entry in list(entries)[:20])
-        raise DataError(f"{path}: no data set {short(name)}{hint} It holds {known or 'none'}")
+        raise DataError(f"{path}: no data set {short(name)}{hint}; it holds {known or 'none'}")
     entry = entries[name]
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object, found {short(entry)}")
