@@ -47,7 +47,7 @@ TRAINED: Forms = {
             "Burada hangi rakam yazıyor?",
             "Resimde hangi rakam var?",
             "El yazısıyla yazılmış rakamı okuyun.",
-            "Sıfırdan dokuza kadar hangi rakam bu?",
+            "Bu, sıfırdan dokuza kadar hangi rakam?",
         ),
         "ru": (
             "Какая цифра здесь написана?",

@@ -64,7 +64,7 @@ TRAINED: dict[str, dict[str, tuple[str, ...]]] = {
             "Name the script of the text in the picture.",
         ),
         "zh": (
-            "文件上的文字是用什么写的？",
+            "文件上的文字属于哪种文字？",
             "图中使用的是哪种文字？",
             "请说出图中文字的种类。",
         ),
