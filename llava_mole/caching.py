@@ -11,11 +11,14 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from llava_mole.building import ModelRecipe, from_anywhere
@@ -148,7 +151,11 @@ def seconds_per_picture(store: FeatureStore, pictures: Sequence[Picture]) -> flo
 
 
 def bytes_held(cache: FeatureCache) -> int:
-    return sum(path.stat().st_size for path in cache.folder.glob("*.safetensors"))
+    size = 0
+    for path in cache.folder.glob("*.safetensors"):
+        with suppress(FileNotFoundError):  # another process made room
+            size += path.stat().st_size
+    return size
 
 
 def describe(report: CacheReport, max_bytes: int, *, dry_run: bool) -> list[str]:
@@ -186,16 +193,23 @@ def keys_table(keys: Sequence[KeyInfo]) -> Table:
     key = Column("key", no_wrap=True, min_width=12)  # --clear wants it whole
     table = Table(key, "tower", "layer", "features", "pictures", "GiB", "last used")
     for info in keys:
-        parts, named = info.described.get("key", {}), info.described.get("about", {})
+        parts, named = (as_mapping(info.described.get(name)) for name in ("key", "about"))
         tower = " ".join(str(named[k]) for k in ("model", "pretrained") if named.get(k))
-        shape = " x ".join(map(str, parts.get("shape", ["?"])))
+        shape = parts.get("shape")
+        wide = " x ".join(map(str, shape)) if isinstance(shape, list) else "?"
         grid = f", grid {parts['grid']}" if parts.get("grid") else ""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.last_used))
-        table.add_row(
-            info.id[:12], tower or "?", str(parts.get("layer") or "last") + grid, shape,
+        cells = (
+            info.id[:12], tower or "?", str(parts.get("layer") or "last") + grid, wide,
             f"{info.pictures:,}", f"{info.bytes / GIB:.2f}", used if info.last_used else "never",
         )  # fmt: skip
+        table.add_row(*map(escape, cells))
     return table
+
+
+def as_mapping(value: object) -> dict[str, Any]:
+    """What a file that anyone may have edited holds, if it is an object."""
+    return value if isinstance(value, dict) else {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -236,10 +236,12 @@ class FeatureCache:
         beside = self.folder / f"{name}{BEING_WRITTEN}"
         try:
             self._describe()
-            write_shard(beside, self.id, rows)
-            with FileLock(self.root / LOCK, timeout=LOCK_SECONDS):
+            mode = (self.folder / KEY).stat().st_mode & 0o666
+            write_shard(beside, self.id, rows, mode=mode)
+            size = beside.stat().st_size
+            with FileLock(self.root / LOCK, timeout=LOCK_SECONDS, mode=0o666):
                 ours = {s.path for cache in _LIVE for s in cache.shards.values() if s.in_use}
-                published = make_room(self.root, beside.stat().st_size, self.max_bytes, ours)
+                published = make_room(self.root, size, self.max_bytes, ours)
                 if published:
                     os.replace(beside, self.folder / name)
             beside.unlink(missing_ok=True)
@@ -247,10 +249,16 @@ class FeatureCache:
             self._say(f"{self.root / LOCK} is held by another process: features are not stored")
             discard(beside)
             return rows
+        except FileNotFoundError:
+            self._say(f"{self.folder} was removed while features were written: they are not stored")
+            return rows
         except (OSError, SafetensorError) as error:
             self._say(f"{self.folder} cannot be written ({error}): nothing new is stored there")
             self.stores = False
             discard(beside)
+            return rows
+        if not published and size > self.max_bytes:
+            self._say(f"max_bytes={self.max_bytes:,}: a batch of features has {size:,}; allow more")
             return rows
         if not published:
             self._say(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from llava_mole.errors import ConfigError
 
 SUFFIX = ".safetensors"
 BEING_WRITTEN = ".writing"
+TEMPORARY = ".tmp"
+"""How safetensors calls a file until it is whole."""
 ABANDONED_SECONDS = 3600
 """A file that is being written is published within seconds; after this its writer is gone."""
 LOCK = ".lock"
@@ -52,7 +56,7 @@ def read_described(path: Path) -> dict[str, Any]:
     """A key.json; empty if it cannot be read or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and isinstance(found.get("key"), dict) else {}
 
@@ -69,13 +73,13 @@ def list_keys(root: Path) -> list[KeyInfo]:
         pictures, size, used = 0, 0, 0.0
         for path in folder.glob(f"*{SUFFIX}"):
             try:
-                stat = path.stat()
+                held = path.stat()
                 with safe_open(path, framework="np") as file:
                     pictures += file.get_slice("digests").get_shape()[0]
             except (OSError, SafetensorError):
                 continue  # removed just now, or damaged: who reads it removes it
-            size += stat.st_size
-            used = max(used, stat.st_mtime)
+            size += held.st_size
+            used = max(used, held.st_mtime)
         found.append(KeyInfo(folder.name, read_described(folder / KEY), pictures, size, used))
     return sorted(found, key=lambda info: -info.last_used)
 
@@ -92,23 +96,32 @@ def remove_keys(root: Path, names: Collection[str] | None = None) -> list[KeyInf
         What was removed.
 
     Raises:
-        ConfigError: a name fits no key, or several; nothing is removed then.
+        ConfigError: a name fits no key, or several; nothing is removed then. Or what is there
+            cannot be removed.
     """
     held = list_keys(root)
     chosen = held
     if names is not None:
         chosen = []
         for name in names:
-            fitting = [info for info in held if info.id.startswith(name)]
+            fitting = [info for info in held if name and info.id.startswith(name)]
             if len(fitting) != 1:
                 known = ", ".join(info.id for info in held) or "none"
                 raise ConfigError(f"{name!r} names {len(fitting)} keys of {root}; held: {known}")
-            chosen += fitting
+            chosen += [info for info in fitting if info not in chosen]
+    there = [path for info in chosen for path in (root / info.id).glob("*")]
+    if names is None:
+        there += root.glob(f"{DIGESTS}*")
     for info in chosen:
         shutil.rmtree(root / info.id, ignore_errors=True)
-    if names is None:
-        for path in root.glob(f"{DIGESTS}*"):
+    for path in there:
+        with suppress(OSError):
             path.unlink(missing_ok=True)
+    if left := [path for path in there if path.exists()]:
+        raise ConfigError(
+            f"{len(left)} of {len(there)} files could not be removed, the first is {left[0]}; "
+            "may you write in that folder?"
+        )
     return chosen
 
 
@@ -131,7 +144,9 @@ def make_room(root: Path, needed: int, max_bytes: int, in_use: Collection[Path])
             found = path.stat()
         except OSError:
             continue  # removed by another process
-        if path.name.endswith(BEING_WRITTEN):
+        if not stat.S_ISREG(found.st_mode):
+            continue
+        if path.name.endswith(BEING_WRITTEN) or path.name.startswith(TEMPORARY):
             if time.time() - found.st_mtime > ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)
         elif path.suffix == SUFFIX:

@@ -46,13 +46,14 @@ DAMAGE = (SafetensorError, ValueError, TypeError, KeyError)
 NO_ACCESS = (OSError, RuntimeError, MemoryError)
 
 
-def write_shard(path: Path, key: str, rows: Mapping[bytes, Tensor]) -> None:
+def write_shard(path: Path, key: str, rows: Mapping[bytes, Tensor], *, mode: int = 0o644) -> None:
     """Write a file and wait until it is on disk.
 
     Args:
         path: a name that nobody reads yet.
         key: of the cache.
         rows: digest -> (1 + P, D_v) bfloat16, at least one.
+        mode: of the file: who may read it.
 
     Raises:
         OSError, SafetensorError: it cannot be written; nothing is left behind.
@@ -71,6 +72,7 @@ def write_shard(path: Path, key: str, rows: Mapping[bytes, Tensor]) -> None:
     index = index_hash(key, tuple(stacked.shape), digests, checksums)
     try:
         save_file(tensors, path, metadata={"key": key, "index": index})
+        path.chmod(mode)  # the library's own is for its owner alone
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except BaseException:

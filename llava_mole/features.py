@@ -77,7 +77,13 @@ class FeatureStore:
 
     def _rekey(self) -> None:
         """Before anything is looked up: is the tower still the one that the cache is keyed for?"""
-        if self.cache is None or self._keyed_for == (state := tensors_state(self.vision_tower)):
+        if self.cache is None:
+            return
+        # A tensor's state does not show what is written past autograd (`w.data.mul_(2)`).
+        vision = self.model.config.vision_part
+        what = (vision.layer, vision.features, vision.grid, self.image_processor.preprocess)
+        state = (tensors_state(self.vision_tower), repr(what))
+        if self._keyed_for == state:
             return
         key = feature_key(self.model, self.image_processor)
         if key != self.cache.key:

@@ -185,7 +185,9 @@ class LlavaMoleProcessor(ProcessorMixin):
         labels: list[int] = []
         for token, (start, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
             repeat = self.tokens_per_image if token == self.image_token_id else 1
-            supervised = end > start and said[start] == 1 and repeat == 1
+            # Offsets may leave out the space that a token is: it lies before them. (-1: the end)
+            first = start if end > start else start - 1
+            supervised = said[first] == 1 and repeat == 1
             input_ids += [token] * repeat
             labels += [token if supervised else IGNORE] * repeat
         return Encoded(input_ids, labels, self.questions(messages, input_ids, labels))

@@ -70,8 +70,9 @@ VICUNA_V1 = (
     "{%- for m in messages -%}"
     "{%- if m['role'] == 'system' -%}{{ parts(m) + ' ' }}"
     "{%- elif m['role'] == 'user' -%}{{ 'USER: ' + parts(m) + ' ' }}"
-    "{%- else -%}{{ 'ASSISTANT: ' }}"
-    "{% generation %}{{ parts(m) + eos_token }}{% endgeneration %}{%- endif -%}"
+    # The space is the answer's: a token begins with it, and the generation prompt ends before it.
+    "{%- else -%}{{ 'ASSISTANT:' }}"
+    "{% generation %}{{ ' ' + parts(m) + eos_token }}{% endgeneration %}{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
 )

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llava_mole import feature_cache
 from llava_mole.errors import ConfigError
 from llava_mole.feature_cache import FeatureCache
 from llava_mole.feature_folder import list_keys, remove_keys
@@ -145,14 +146,73 @@ def test_keys_are_removed_by_the_beginning_of_their_name(tmp_path: Path) -> None
     (tmp_path / "something else").mkdir()
     with pytest.raises(ConfigError, match="names 0 keys"):
         remove_keys(tmp_path, ["zzz"])
-    with pytest.raises(ConfigError, match="names 2 keys"):
+    with pytest.raises(ConfigError, match="names 0 keys"):
         remove_keys(tmp_path, [""])
-    assert [info.id for info in remove_keys(tmp_path, [first.id[:8]])] == [first.id]
+    twice = remove_keys(tmp_path, [first.id[:8], first.id])
+    assert [info.id for info in twice] == [first.id]
     assert held(FeatureCache(tmp_path, KEY), range(3)) == []
     assert held(FeatureCache(tmp_path, LARGE), range(1), LARGE) == [0]
     remove_keys(tmp_path)
     assert list_keys(tmp_path) == []
     assert (tmp_path / "something else").is_dir()
+
+
+def test_what_cannot_be_removed_is_said(open_folder: Path) -> None:
+    filled(open_folder, range(3))
+    for path in (open_folder, *open_folder.glob("*/")):
+        path.chmod(0o555)
+
+    def use() -> None:
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        with pytest.raises(ConfigError, match="could not be removed"):
+            remove_keys(open_folder)
+
+    process = in_process(use)
+    process.join(60)
+    assert process.exitcode == 0
+    assert len(shards(open_folder)) == 1
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        filled(tmp_path, range(3))
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in shards(tmp_path)] == [0o644]
+
+
+def test_what_a_killed_library_left_is_removed_and_folders_are_left_alone(tmp_path: Path) -> None:
+    cache = filled(tmp_path, range(3))
+    half = cache.folder / ".tmpAbC123"
+    half.write_bytes(b"x" * 999)
+    os.utime(half, (0, 0))
+    (cache.folder / "folder.safetensors").mkdir()
+    cache.add(rows(range(3, 5)))
+    assert cache.flush() == {}
+    assert not half.exists()
+    assert held(FeatureCache(tmp_path, KEY), range(5)) == [*range(5)]
+
+
+def test_a_run_goes_on_when_its_key_is_removed_while_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled(tmp_path, range(3))
+    written = feature_cache.write_shard
+
+    def removed_meanwhile(*arguments: Any, **options: Any) -> None:
+        written(*arguments, **options)
+        remove_keys(tmp_path)
+
+    cache.add(rows(range(3, 5)))
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_cache, "write_shard", removed_meanwhile)
+        assert set(cache.flush()) == set(rows(range(3, 5)))
+    cache.add(rows(range(5, 7)))
+    assert cache.flush() == {}
+    assert held(FeatureCache(tmp_path, KEY), range(7)) == [5, 6]
 
 
 def test_a_run_goes_on_when_its_key_is_removed(tmp_path: Path) -> None:

@@ -249,8 +249,7 @@ def option_tokens(
 ) -> tuple[list[int], list[int], list[list[int]]]:
     """The prompt's tokens, those that steer its picture, and each option's, end of turn included.
 
-    The prompt is the generation prompt, and what else the template puts before every answer
-    (Vicuna's space).
+    The prompt is the generation prompt, and what else the template puts before every answer.
     """
     if not query.options or not all(option.strip() for option in query.options):
         raise DataError(f"question {query.question[:60]!r}: options {query.options} need text each")
