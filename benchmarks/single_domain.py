@@ -173,7 +173,7 @@ def table(folders: Sequence[Path], split: str) -> None:
         )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -192,7 +192,7 @@ def main() -> int:
                         "is but for its first source and output_dir")  # fmt: skip
     parser.add_argument("--table", nargs="+", type=Path, metavar="DIR", help="print runs, and stop")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
     if args.table:
         table(args.table, args.splits[0])
