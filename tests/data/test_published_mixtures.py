@@ -234,5 +234,5 @@ def test_parrots_small_languages_gain_by_temperature(here: Path) -> None:
     write_parrot_languages()
     report = report_of("parrot-stage2", "data.temperature=2", "data.repeat_limit=4")
     realised = {name: share for name, (_, share) in report.shares["languages"].items()}
-    assert realised["en"] == pytest.approx(0.62, abs=0.01)
+    assert realised["en"] == pytest.approx(0.60, abs=0.01)
     assert max(source.passes for source in report.sources) == pytest.approx(4)
