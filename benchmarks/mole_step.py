@@ -394,11 +394,11 @@ def time_decode(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
         def call(tokens: Tensor, arm: Arm = arm) -> None:
             with torch.no_grad(), context():
                 for token in tokens:
-                    arm.model(input_ids=token.view(1, 1), past_key_values=arm.cache, use_cache=True)
+                    arm.model(input_ids=token.view(1, 1), cache=arm.cache, use_cache=True)
 
         arm.cache = DynamicCache(config=arm.model.config)
         with torch.no_grad(), context():
-            arm.model(input_ids=ids, past_key_values=arm.cache, use_cache=True)
+            arm.model(input_ids=ids, cache=arm.cache, use_cache=True)
         calls[name] = call
     inputs = [new_ids(options, generator)[0, :8] for _ in range(options.rounds + 1)]
     times = rounds(calls, inputs)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
+from transformers.utils.deprecation import deprecate_kwarg
 
 from llava_mole import checkpoint, heads, tree
 from llava_mole.configuration import LlavaMoleConfig
@@ -45,13 +46,13 @@ class LlavaMoleOutput(ModelOutput):
         losses: each part of the loss by name ("language", "balance", …), detached.
         logits: with labels, (1, S, V) at the S supervised positions only, row by row; without,
             (B, T, V) or its last positions (`logits_to_keep`).
-        past_key_values: the cache, if one was used.
+        cache: the cache, if one was used.
     """
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
 
 
 class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -198,13 +199,14 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # ------------------------------------------------------------------ the forward pass
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         question_ids: Tensor | None = None,
@@ -225,7 +227,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: (N, 3, H, W), images of the batch in order of their placeholders.
             attention_mask: (B, T or past + T) 1 at real tokens.
             position_ids: (B, T); worked out from the mask if absent.
-            past_key_values: a Hugging Face cache.
+            cache: a Hugging Face cache (`past_key_values` is its name of old, accepted too).
             inputs_embeds: (B, T, D) in place of input_ids; images are then placed already.
             labels: (B, T) token ids where supervised, -100 elsewhere; the label at t is predicted
                 from t - 1, as everywhere in transformers.
@@ -253,7 +255,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             visual = None
             if image_features is not None:
                 visual = self.visual_tokens(image_features, question_ids, question_mask)
-            decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+            decoding = cache is not None and cache.get_seq_length() > 0
             if visual is not None or not decoding:
                 inputs_embeds = self.place_images(input_ids, inputs_embeds, visual)
             if visual is None and self.training and torch.is_grad_enabled():
@@ -287,11 +289,11 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                cache=cache,
                 use_cache=False if labels is not None and use_cache is None else use_cache,
                 logits_to_keep=logits_to_keep,
             )
-        result = LlavaMoleOutput(logits=out.logits, past_key_values=out.past_key_values)
+        result = LlavaMoleOutput(logits=out.logits, cache=out.cache)
         if labels is not None:
             losses = self.losses(out.logits, labels, num_items_in_batch, num_samples_in_batch)
             result.loss = torch.stack([loss.float() for loss in losses.values()]).sum()

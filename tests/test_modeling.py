@@ -62,13 +62,13 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_full_sequence(
         full = model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits
         cache = DynamicCache(config=model.language_model.config)
         prompt = inputs["input_ids"].shape[1]
-        out = model(**inputs, past_key_values=cache, use_cache=True)
+        out = model(**inputs, cache=cache, use_cache=True)
         assert_close(out.logits, full[:, :prompt], **CLOSE)
         for step in range(prompt, ids.shape[1]):
             out = model(
                 input_ids=ids[:, step : step + 1],
                 attention_mask=torch.ones(1, step + 1, dtype=torch.long),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
             assert_close(out.logits[:, 0], full[:, step], **CLOSE)

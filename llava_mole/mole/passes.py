@@ -19,6 +19,10 @@ KEPT = "mole_routes"
 """On a KV cache: what prompts decided, adapter name -> router name -> route."""
 
 
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""Arguments that a cache comes in: transformers' own since 5.24, and those of old."""
+
+
 def packed_segments(positions: Any, batch: int, length: int) -> Tensor | None:
     """(B, T) segment ids 1, 2, … of rows that hold several samples, or None.
 
@@ -40,16 +44,19 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def cache_of(kwargs: dict[str, Any], output: Any = None) -> Any:
     """The cache that a pass was given or made, of attention or of a state-space model; or None."""
-    for key in ("past_key_values", "cache_params"):
-        for found in (kwargs.get(key), getattr(output, key, None)):
-            if found is not None:
-                return found
-    return None
+    given = (kwargs.get(key) for key in CACHE_NAMES)
+    found = next((cache for cache in given if cache is not None), None)
+    return getattr(output, "cache", None) if found is None else found
 
 
-def continues(state: Any) -> bool:
-    """Whether the state of a state-space model holds an earlier pass."""
-    found = getattr(state, "has_previous_state", False)
+def continues(cache: Any) -> bool:
+    """Whether a cache, or the state of a state-space model, holds an earlier pass."""
+    if cache is None:
+        return False
+    linear = getattr(cache, "is_linear", None)
+    if hasattr(cache, "get_seq_length") and not (linear and all(linear)):
+        return bool(cache.get_seq_length() > 0)
+    found = getattr(cache, "has_previous_state", False)
     return bool(found() if callable(found) else found)
 
 
@@ -101,10 +108,7 @@ class Passes:
             return
         batch, length = tokens.shape[:2]
         given = kwargs.get("attention_mask")
-        past = kwargs.get("past_key_values")
-        decoding = past is not None and past.get_seq_length() > 0
-        if past is None:
-            decoding = continues(kwargs.get("cache_params"))
+        decoding = continues(cache_of(kwargs))
         mask = given if isinstance(given, Tensor) and given.dim() == 2 else self.mask
         if mask is not None and (len(mask) != batch or mask.shape[1] < length):
             mask = None

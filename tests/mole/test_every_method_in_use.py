@@ -52,8 +52,8 @@ def test_cached_decoding_gives_the_logits_of_the_full_sequence(name: str, family
         out = model(IDS[:, :5], use_cache=True)
         cached = [out.logits]
         for t in range(5, IDS.shape[1]):
-            past = out.past_key_values
-            out = model(IDS[:, t : t + 1], past_key_values=past, use_cache=True)
+            past = out.cache
+            out = model(IDS[:, t : t + 1], cache=past, use_cache=True)
             cached.append(out.logits)
     assert_close(torch.cat(cached, dim=1), full, **FLOAT32)
 

@@ -164,7 +164,7 @@ def test_training_routes_as_prefill_does_and_decoding_keeps_the_route() -> None:
     logits = [out.logits]
     for position in range(PROMPT, 7):
         token = IDS[:, position : position + 1]
-        out = model(token, past_key_values=out.past_key_values, use_cache=True)
+        out = model(token, cache=out.cache, use_cache=True)
         logits.append(out.logits)
     # Means of float32 over a row of another length.
     assert_close(torch.cat(logits, 1), trained, rtol=1e-4, atol=1e-4)
@@ -172,22 +172,22 @@ def test_training_routes_as_prefill_does_and_decoding_keeps_the_route() -> None:
 
 def test_decoding_another_batch_than_was_prefilled_is_refused() -> None:
     model = model_with(config())
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True).cache
     cache.batch_repeat_interleave(2)
     with pytest.raises(ConfigError, match=r"continues 4 sequences .* one of 2 sequences"):
-        model(random_ids(4, 1), past_key_values=cache)
+        model(random_ids(4, 1), cache=cache)
 
 
 def test_requests_that_take_turns_keep_each_its_own_route() -> None:
     model = model_with(config())
     first, second = IDS[:1], IDS[1:]
     with torch.no_grad():
-        cache = model(first[:, :PROMPT], use_cache=True).past_key_values
-        expected = model(first[:, PROMPT:], past_key_values=copy.deepcopy(cache)).logits
-        other = model(second[:, :PROMPT], use_cache=True).past_key_values
-        found = model(first[:, PROMPT:], past_key_values=cache).logits
+        cache = model(first[:, :PROMPT], use_cache=True).cache
+        expected = model(first[:, PROMPT:], cache=copy.deepcopy(cache)).logits
+        other = model(second[:, :PROMPT], use_cache=True).cache
+        found = model(first[:, PROMPT:], cache=cache).logits
         assert torch.equal(found, expected)
-        assert not torch.equal(model(second[:, PROMPT:], past_key_values=other).logits, found)
+        assert not torch.equal(model(second[:, PROMPT:], cache=other).logits, found)
 
 
 # ---------------------------------------------------------------------- several samples in a row
