@@ -36,7 +36,7 @@ else:  # run as a script: Python put this folder on the path
 
 from tqdm import tqdm
 
-FORMAT = 1
+FORMAT = 2
 TRAINED_CHARTS = 3000
 SMALLEST_SET = 100
 EVALUATED = 5
@@ -122,7 +122,7 @@ def _write(
     rows = {}
     for name, members in splits.items():
         found = items.evaluation_rows(name, members, kinds, eval_items, seed)
-        common.write_tsv(work / f"eval_{name}.tsv", found, work / "images")
+        common.write_evaluation(work, "charts", name, found)
         rows[name] = len(found)
     versions = tables.versions()
     (work / "ATTRIBUTION.txt").write_text(_attribution(versions), "utf-8")
@@ -202,6 +202,7 @@ written to --out:
   names.json               table, values, layout, font and answers of every chart
   eval_train.tsv           trained charts, question forms never trained
   eval_dev.tsv, eval_test.tsv   tables, layouts and fonts never trained (MMMB's columns + language)
+  benchmark/*_en.tsv, …    dev and test by language in MMMB's form, circular rows included
   dataset.json, ATTRIBUTION.txt
 
 examples:

@@ -235,6 +235,56 @@ def write_tsv(path: Path, rows: Sequence[Mapping], images: Path) -> None:
             table.writerow({"index": index, "image": image, **row})
 
 
+def write_evaluation(work: Path, dataset: str, split: str, rows: Sequence[Mapping]) -> None:
+    """eval_SPLIT.tsv of all languages, and of held-out splits a benchmark in MMMB's form.
+
+    benchmark/DATASET_SPLIT_{ar,cn,en,pt,ru,tr}.tsv have MMMB's columns exactly. A question has the
+    same index in every language, and its circular rows behind it: index + k * 10^6 is the question
+    with its options moved k letters up (MMBench).
+    """
+    write_tsv(work / f"eval_{split}.tsv", rows, work / "images")
+    if split == "train":
+        return
+    (work / "benchmark").mkdir(exist_ok=True)
+    numbers: dict[tuple[str, str], int] = {}
+    for row in rows:
+        item = row["comment"].split("item=")[1].split(";")[0]
+        numbers.setdefault((row["category"], item), len(numbers))
+    columns = [name for name in COLUMNS if name != "language"]
+    for language in dict.fromkeys(row["language"] for row in rows):
+        code = {"zh": "cn"}.get(language, language)
+        path = work / "benchmark" / f"{dataset}_{split}_{code}.tsv"
+        first: dict[str, int] = {}
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(
+                file, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore"
+            )
+            table.writeheader()
+            for row in (row for row in rows if row["language"] == language):
+                item = row["comment"].split("item=")[1].split(";")[0]
+                index, key = numbers[row["category"], item], row["picture"]
+                if key not in first:
+                    content = (work / "images" / f"{key}.png").read_bytes()
+                    image = base64.b64encode(content).decode("ascii")
+                else:
+                    image = str(first[key])
+                first.setdefault(key, index)
+                for k, turned in enumerate(circular(row)):
+                    shown = image if k == 0 else str(first[key])
+                    table.writerow({**turned, "index": index + k * 1_000_000, "image": shown})
+
+
+def circular(row: Mapping) -> Iterator[dict]:
+    """The row, then itself with its options moved 1, 2, … letters up, the last to the front."""
+    letters = [letter for letter in LETTERS if row[letter]]
+    texts = [row[letter] for letter in letters]
+    right = letters.index(row["answer"])
+    for k in range(len(letters)):
+        turned = [texts[(place - k) % len(texts)] for place in range(len(texts))]
+        answer = letters[(right + k) % len(letters)]
+        yield {**row, **dict(zip(letters, turned, strict=True)), "answer": answer}
+
+
 # --- draws ----------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from llava_mole.languages import LANGUAGES
 
-FORMAT = 1
+FORMAT = 2
 SMALLEST_SET = 60
 """Trained records, so that every digit is among them."""
 
@@ -127,7 +127,7 @@ def _write(
     rows_of = {}
     for name, members in sheets.items():
         rows = items.evaluation_rows(name, members, eval_items, seed)
-        common.write_tsv(work / f"eval_{name}.tsv", rows, work / "images")
+        common.write_evaluation(work, "digits", name, rows)
         rows_of[name] = len(rows)
     sklearn = version("scikit-learn")
     (work / "ATTRIBUTION.txt").write_text(ATTRIBUTION.format(sklearn=sklearn), "utf-8")
@@ -188,6 +188,7 @@ written to --out:
   names.json               split, sort, paper, digits and places of every picture
   eval_train.tsv           trained pictures, question forms never trained
   eval_dev.tsv, eval_test.tsv   handwriting, papers and inks never trained on
+  benchmark/*_en.tsv, …    dev and test by language in MMMB's form, circular rows included
   dataset.json, ATTRIBUTION.txt
 
 examples:

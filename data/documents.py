@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from llava_mole.languages import LANGUAGES
 
-FORMAT = 1
+FORMAT = 2
 PICTURES = {"train": 2376, "dev": 324, "test": 324}
 SMALLEST_HELD_OUT = 36
 SMALLEST_SET = 4 * SMALLEST_HELD_OUT
@@ -143,7 +143,7 @@ def _write(
     counts = {}
     for split in SPLITS:
         rows = items.evaluation_rows(split, splits[split], kinds, eval_items, seed)
-        common.write_tsv(work / f"eval_{split}.tsv", rows, work / "images")
+        common.write_evaluation(work, "documents", split, rows)
         counts[split] = len(rows)
     versions = _versions()
     used = [faces for by_split in typefaces.TYPEFACES.values() for faces in by_split.values()]
@@ -207,6 +207,7 @@ written to --out:
   eval_train.tsv           trained pictures, question forms never trained
   eval_dev.tsv, eval_test.tsv   layouts, typefaces and contents never trained (all: MMMB's columns
                            + language)
+  benchmark/*_en.tsv, …    dev and test by language in MMMB's form, circular rows included
   dataset.json, ATTRIBUTION.txt
 
 examples:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from llava_mole.languages import LANGUAGES
 
-FORMAT = 1
+FORMAT = 2
 SMALLEST_SET = 60
 """Countries, so that every split has stripes of both directions and edges of four colours."""
 
@@ -154,7 +154,7 @@ def _write(
         rows = evaluation.evaluation_rows(
             name, of(flags, name), of(plans, name), facts, eval_items, seed
         )
-        common.write_tsv(work / f"eval_{name}.tsv", rows, work / "images")
+        common.write_evaluation(work, "flags", name, rows)
         rows_of[name] = len(rows)
     versions = catalogue.versions()
     (work / "ATTRIBUTION.txt").write_text(
@@ -252,6 +252,7 @@ written to --out:
   names.json               split, scene, artist, country and what can be seen, of every picture
   eval_train.tsv           trained pictures, question forms never trained
   eval_dev.tsv, eval_test.tsv   scenes, maps and places never trained on, two thirds unseen flags
+  benchmark/*_en.tsv, …    dev and test by language in MMMB's form, circular rows included
   dataset.json, ATTRIBUTION.txt
 
 examples:

@@ -39,8 +39,8 @@ from tqdm import tqdm
 
 SAME_DRAWING = 0.01
 """Root mean square difference (0..1, 32 × 32) below which two drawings count as one."""
-FORMAT = 2
-"""Of the files; 2 asks names in blocks of four."""
+FORMAT = 3
+"""Of the files; 2 asks names in blocks of four, 3 has benchmark/."""
 SMALLEST_SET = 48
 
 ATTRIBUTION = """\
@@ -141,7 +141,7 @@ def _write(
     counts: dict[str, int] = {}
     for name, members in splits.items():
         rows = items.evaluation_rows(name, members, eval_items, seed)
-        common.write_tsv(work / f"eval_{name}.tsv", rows, work / "images")
+        common.write_evaluation(work, "openmoji", name, rows)
         counts[name] = len(rows)
     versions = catalogue.versions()
     (work / "ATTRIBUTION.txt").write_text(
@@ -229,6 +229,7 @@ written to --out:
   names.json               split, category, colour, names and variants of every picture
   eval_train.tsv           trained pictures, question forms never trained
   eval_dev.tsv, eval_test.tsv   pictures never trained on (all: MMMB's columns + language)
+  benchmark/*_en.tsv, …    dev and test by language in MMMB's form, circular rows included
   dataset.json, ATTRIBUTION.txt
 
 examples:
