@@ -1,8 +1,8 @@
 """Features of a frozen tower, computed once per picture.
 
 A frozen tower gives the same features at every step, so the stages read them: from memory, or with
-a `FeatureCache` from disk, where the next run finds them too. They are kept in bfloat16: half the
-size, and below the noise of what the projector makes of them.
+a `FeatureCache` from disk, where the next run finds them too. They are kept in bfloat16 unless told
+otherwise: half the size, and below the noise of what the projector makes of them.
 
 A picture is known by its content, so one that changes under its name has new features. Batches are
 filled up to one size, for the last bit of a picture's features may depend on how many pictures
@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from llava_mole import ranks
 from llava_mole.digests import Digests, Picture, unreadable
+from llava_mole.errors import ConfigError
 from llava_mole.feature_cache import FeatureCache
 from llava_mole.feature_key import Model, about, feature_key, tensors_state
 from llava_mole.folding import folded
@@ -46,7 +47,10 @@ class FeatureStore:
         image_processor: of the model.
         batch_size: pictures per tower pass.
         cache: on disk, of any key: the model's is taken, and again when its tower has changed.
-        memory_bytes: with a cache, bound on rows in memory. Without one all stay there.
+        memory_bytes: with a cache, bound on rows in memory. Without one all stay there, unless
+            the attribute is set.
+        kept_in: dtype of the rows, without a cache; float32 where a model that is not trained on
+            them must see what it would see without a store.
     """
 
     def __init__(
@@ -57,8 +61,12 @@ class FeatureStore:
         cache: FeatureCache | None = None,
         *,
         memory_bytes: int = MEMORY_BYTES,
+        kept_in: torch.dtype = torch.bfloat16,
     ) -> None:
+        if cache is not None and kept_in != torch.bfloat16:
+            raise ConfigError(f"features on disk are bfloat16, not {kept_in}: leave the cache out")
         self.model = model
+        self.kept_in = kept_in
         self.image_processor = image_processor
         self.batch_size = batch_size
         self.memory_bytes = None if cache is None else memory_bytes
@@ -218,7 +226,7 @@ class FeatureStore:
                 pixels = torch.stack([pixels for _, pixels in loaded])
                 blank = pixels.new_zeros(self.batch_size - len(loaded), *pixels.shape[1:])
                 pixels = torch.cat([pixels, blank]).to(device, self.dtype)
-                features = tower(pixels)[: len(loaded)].to("cpu", torch.bfloat16)
+                features = tower(pixels)[: len(loaded)].to("cpu", self.kept_in)
                 rows = [row.clone() for row in features]
                 # By the content that was read: the file may have changed since it was looked up.
                 self._keep({digest: row for (digest, _), row in zip(loaded, rows, strict=True)})
@@ -265,7 +273,7 @@ class FeatureStore:
         return next(self.vision_tower.parameters()).dtype
 
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
-        """(N, 1 + P, D_v) bfloat16; computes what is missing."""
+        """(N, 1 + P, D_v) in the dtype they are kept in; computes what is missing."""
         self._rekey()
         digests = self.digests(pictures)
         rows = {digest: self._read(digest) for digest in dict.fromkeys(digests)}
@@ -273,7 +281,7 @@ class FeatureStore:
         rows.update(zip(missing, self._compute(list(missing.values()), keep=True), strict=True))
         vision = self.model.config.vision_part
         # Filled, not stacked: tensors made under inference_mode cannot take part in autograd.
-        out = torch.empty(len(pictures), 1 + vision.num_patches, vision.width, dtype=torch.bfloat16)
+        out = torch.empty(len(pictures), 1 + vision.num_patches, vision.width, dtype=self.kept_in)
         for place, digest in enumerate(digests):
             row = rows[digest]
             assert row is not None

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError
@@ -266,3 +267,22 @@ def replacing_folder(final: Path, drop: Collection[str] = ()) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+@contextmanager
+def writing_file(final: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file that appears whole: written beside its place, synced, renamed. On failure what stood
+    there before is unchanged. Text is UTF-8, what has none (half a surrogate pair) an escape."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    beside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+    text = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
+    how: dict[str, Any] = {"mode": "wb"} if binary else text
+    try:
+        with beside.open(**how) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, final)
+        _sync_directory(final.parent)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 OUT/data/            pictures and questions, built once
 OUT/model/           the model folder
 OUT/report.json      accuracy by language and kind: trained, unseen, withheld, swapped; before
+OUT/benchmark/      lettered questions under circular evaluation: predictions and reports
 OUT/predictions_before.jsonl, predictions_after.jsonl: a line per question; every figure recomputes
 OUT/contact_sheet.png
 """
@@ -25,7 +26,10 @@ from llava_mole import ranks
 from llava_mole.clone import load_builder, repository_file
 from llava_mole.errors import ConfigError
 from llava_mole.evaluation.contact_sheet import contact_sheet
+from llava_mole.evaluation.figures import figures
+from llava_mole.evaluation.heldout import evaluate_held_out
 from llava_mole.evaluation.report import Report, evaluate_conditions, render_table
+from llava_mole.evaluation.results import render
 from llava_mole.starter import ensure_starter
 from llava_mole.training.data import read_data
 from llava_mole.training.run import run_recipe
@@ -39,6 +43,8 @@ AFTER = {"trained": KINDS, "unseen": KINDS[1:], "withheld": KINDS, "swapped": KI
 # Before training little is asked, for an untrained projector is at chance.
 BEFORE = {"trained": ("naming", "kind")}
 BEFORE_ITEMS = 25
+CIRCULAR_ITEMS = 12
+"""Lettered questions a language under circular evaluation; the command that is printed asks all."""
 
 
 def peak_memory_gib() -> float:
@@ -160,6 +166,14 @@ def run_quickstart(
     result = run_recipe(recipe, data=training_data, before_training=before, resume=resume)
     phases.start("score_after", "5/5 score after training")
     score("after", result.model, result.processor, result.features, AFTER, items)
+    phases.start(
+        "benchmark", "  lettered questions, circular: asked once for each order of options"
+    )
+    heldout = evaluate_held_out(
+        result.model, result.processor, sorted((data / "benchmark").glob("openmoji_test_*.tsv")),
+        out / "benchmark", name=str(out / "model"), categories=("choice",),
+        limit=min(items, CIRCULAR_ITEMS),
+    )  # fmt: skip
     phases.start("contact_sheet", "  contact sheet")
     if ranks.is_main():
         contact_sheet(
@@ -187,6 +201,7 @@ def run_quickstart(
     os.replace(beside, out / "report.json")
     console.print(render_table(reports["before"].tables, "before training"))
     console.print(render_table(reports["after"].tables, "after training"))
+    console.print(render(figures(heldout), "lettered questions on unseen pictures, circular"))
     total = sum(phases.seconds.values())
     console.print(
         f"{total / 60:.1f} minutes, peak memory {report['peak_memory_gib']} GiB; {out}/report.json"
@@ -198,8 +213,8 @@ def run_quickstart(
     )
     console.print(f"  make demo OUT={out}", soft_wrap=True)
     console.print(
-        f"  python eval/mmmb.py --model {out}/model --data {unseen} --out {out}/mmmb "
-        "--method options",
+        f"  python eval/mtl_mmbench.py --model {out}/model --out {out}/circular --style letters "
+        f"--data {data}/benchmark/openmoji_test_*.tsv",
         soft_wrap=True,
     )
     return report

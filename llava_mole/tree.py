@@ -14,6 +14,8 @@ the picture; and every family of models takes its masks in its own way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -109,11 +111,54 @@ def tree_masks(
     Raises:
         ConfigError: see `check_supported`.
     """
+    return _by_layer(
+        text_config, lambda window: visibility(segment_ids, positions, window, tree_ids), dtype
+    )
+
+
+def step_masks(
+    text_config: PreTrainedConfig,
+    segment_ids: Tensor,
+    positions: Tensor,
+    key_segments: Tensor,
+    key_positions: Tensor,
+    dtype: torch.dtype,
+) -> Tensor | dict[str, Tensor]:
+    """As `tree_masks`, for tokens that continue branches whose past is in a cache.
+
+    Args:
+        segment_ids, positions: (B, K) of the new tokens; -1 for one that belongs to no branch.
+        key_segments, key_positions: (B, C) of all that the cache will hold, the new ones last.
+
+    Raises:
+        ConfigError: see `check_supported`.
+    """
+    keys, queries = key_segments.shape[1], segment_ids.shape[1]
+    itself = torch.eye(keys, dtype=torch.bool, device=key_segments.device)[keys - queries :]
+
+    def visible(window: int | None) -> Tensor:
+        query, key = segment_ids.unsqueeze(2), key_segments.unsqueeze(1)
+        distance = positions.unsqueeze(2) - key_positions.unsqueeze(1)
+        allowed = ((key == query) | (key == 0)) & (distance >= 0) & (query >= 0) & (key >= 0)
+        if window is not None:
+            allowed = allowed & (distance < window)
+        return allowed | itself
+
+    return _by_layer(text_config, visible, dtype)
+
+
+def _by_layer(
+    text_config: PreTrainedConfig, visible: Callable[[int | None], Tensor], dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """Additive masks of what is visible under a window, (B, 1, queries, keys), in the family's way.
+
+    Additive, for a boolean 4-D mask is silently wrong under eager attention.
+    """
     check_supported(text_config)
 
     def additive(window: int | None) -> Tensor:
-        allowed = visibility(segment_ids, positions, window, tree_ids).unsqueeze(1)
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=segment_ids.device)
+        allowed = visible(window).unsqueeze(1)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return mask.masked_fill(~allowed, torch.finfo(dtype).min)
 
     # Foreign configs: a family without windows does not have the key at all.

@@ -1,0 +1,1 @@
+"""What answers a benchmark: our models, Hugging Face's, a server, and two that do not look."""
