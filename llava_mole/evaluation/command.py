@@ -148,7 +148,8 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
         args.model, protocol, questions.units, device=device, dtype=args.dtype,
         served_model=args.served_model, key_variable=args.key_variable,
     )  # fmt: skip
-    kept = sum(path.read_bytes().count(b"\n") for path in args.out.glob(f"{FOLDER}/*.jsonl"))
+    lines = (path.read_bytes().split(b"\n") for path in args.out.glob(f"{FOLDER}/*.jsonl"))
+    kept = sum(bool(line.strip()) for part in lines for line in part)
     if kept and not args.fresh:
         console.print(f"going on: {kept} batches were answered before", highlight=False)
     found = evaluate(

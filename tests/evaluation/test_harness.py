@@ -63,6 +63,14 @@ def same(folder: Path, expected: Path) -> None:
     assert not (folder / "journal").exists()
 
 
+def journalled(out: Path) -> list[bytes]:
+    """Lines on disk, one for each finished batch."""
+    lines = (
+        line for path in out.glob("journal/*.jsonl") for line in path.read_bytes().split(b"\n")
+    )
+    return [line for line in lines if line.strip()]
+
+
 def ask_and_report(model, processor, units, out: Path) -> None:
     ours = OurModel(model, processor, PROTOCOL)
     found = evaluate(units, ours, PROTOCOL, out, about=ABOUT, rows_per_batch=4, progress=False)
@@ -89,7 +97,7 @@ def test_killed_at_ten_random_moments_and_resumed_the_report_is_the_same(tiny_mo
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         before = done
-        done = sum(path.read_bytes().count(b"\n") for path in out.glob("journal/*.jsonl"))
+        done = len(journalled(out))
         done = len(units) if (out / "predictions.jsonl").is_file() else done
         assert done >= before  # what was answered stays
         places.add(done)
@@ -109,7 +117,7 @@ def test_a_killed_command_goes_on(tiny_model_dir, whole, tmp_path):
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if any(path.read_bytes().count(b"\n") > 3 for path in out.glob("journal/*.jsonl")):
+        if len(journalled(out)) > 1:
             break
         time.sleep(0.005)
     process.kill()

@@ -125,7 +125,8 @@ def trained(out: Path, *arguments: Any, **options: Any) -> tuple[dict[str, Tenso
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Three SGD steps of float32 sums in another order."""
+    """Three SGD steps of 0.05, float32 sums in another order: one value in 200 is off by 3e-6 where
+    rows are packed; a token that saw another sample would be off by a thousand times that."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert_close(found[name], value, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(found[name], value, rtol=1e-4, atol=5e-6, msg=lambda m, n=name: f"{n}: {m}")
