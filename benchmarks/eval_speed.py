@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--categories", nargs="+", help="only these kinds of question")
     add("--questions", type=int, default=8, help="of each file (default 8)")
     add("--rounds", type=int, default=3)
-    add("--rows-per-batch", type=int, default=32)
+    add("--rows-per-batch", type=int, default=64, help="passes in a batch (default 64)")
     add("--max-new-tokens", type=int, default=16)
     add("--style", choices=tuple(STYLES), default="letters")
     add("--dtype", default="auto", help="of the language model and tower (default: as saved)")
@@ -80,7 +80,7 @@ def questions(args: argparse.Namespace) -> list[Item]:
 
 def harness(ours: OurModel, units: list[Unit], rows: int) -> Replies:
     ours.forget()
-    plan = make_plan(units, ours.lengths(units), rows)
+    plan = make_plan(units, ours.lengths(units), rows, mixed=ours.mixes)
     said: Replies = {}
     parts = [[units[number] for number in batch] for batch in plan.batches]
     ours.prepare(parts)

@@ -58,7 +58,7 @@ def evaluate(
     if not units:
         raise DataError("no question left: check --languages, --limit and the files")
     require(model.answers, protocol.answer, str(model.describe().get("name")))
-    plan = make_plan(units, model.lengths(units), rows_per_batch)
+    plan = make_plan(units, model.lengths(units), rows_per_batch, mixed=model.mixes)
     head = {
         **about,
         **READING,

@@ -1,8 +1,9 @@
-"""Which questions are answered together: batches of equal length, fixed before the first answer.
+"""Which questions are answered together: batches, fixed before the first answer.
 
 In bfloat16 a reply may depend on what shares its batch (padding most of all). So batches hold
-questions of equal length and are a function of the questions, the protocol and `rows_per_batch`
-alone. Processes and resumed runs take whole batches: whoever answers one, its replies are the same.
+questions of equal length, or of neighbouring lengths for a model that computes the lengths apart by
+itself, and are a function of the questions, the protocol and `rows_per_batch` alone. Processes and
+resumed runs take whole batches: whoever answers one, its replies are the same.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ class Plan:
         return hashlib.sha256(json.dumps(self.batches).encode()).hexdigest()
 
 
-def make_plan(units: Sequence[Unit], lengths: Sequence[Hashable], rows_per_batch: int) -> Plan:
+def make_plan(
+    units: Sequence[Unit], lengths: Sequence[Hashable], rows_per_batch: int, *, mixed: bool = False
+) -> Plan:
     """Batches of units of one length.
 
     Args:
         lengths: per unit, from the model; equal ones may share a batch. Sortable.
         rows_per_batch: at most so many passes in a batch, but at least one unit.
+        mixed: unequal ones may, too (`Answerer.mixes`).
 
     Raises:
         ConfigError: no row in a batch.
@@ -51,7 +55,7 @@ def make_plan(units: Sequence[Unit], lengths: Sequence[Hashable], rows_per_batch
     for number in order:
         more = len(units[number].asks)
         fits = bool(batches) and rows + more <= rows_per_batch
-        if fits and lengths[batches[-1][0]] == lengths[number]:
+        if fits and (mixed or lengths[batches[-1][0]] == lengths[number]):
             batches[-1].append(number)
             rows += more
         else:

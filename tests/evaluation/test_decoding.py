@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llava_mole.configuration import ParrotConfig
 from llava_mole.evaluation.asks import Unit, make_units
 from llava_mole.evaluation.items import Item
-from llava_mole.evaluation.models.decoding import common_beginning, padded
+from llava_mole.evaluation.models import decoding
+from llava_mole.evaluation.models.decoding import common_beginning, padded, prefill_parts
 from llava_mole.evaluation.models.ours import OurModel
 from llava_mole.evaluation.protocol import Protocol
 from llava_mole.mole.methods import METHODS
@@ -184,3 +187,26 @@ def test_passes_that_show_different_pictures_share_nothing(tiny_model):
     mixed = Unit((unit.asks[0], second, *unit.asks[2:]))
     said = [reply.text for reply in ours.answer([mixed])[0]]
     assert said == generated(ours, mixed, PROTOCOL)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=40))
+def test_prompts_are_computed_together_where_they_are_of_one_width_and_not_too_many(sizes):
+    parts = prefill_parts(sizes)
+    assert sorted(number for part in parts for number in part) == list(range(len(sizes)))
+    for part in parts:
+        widths = {padded(sizes[number]) for number in part}
+        assert len(widths) == 1
+        assert len(part) == 1 or len(part) * widths.pop() <= decoding.PREFILL_TOKENS
+
+
+@pytest.mark.parametrize("room", [1, 100_000])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_questions_of_unlike_length_are_decoded_together(tiny_model, monkeypatch, family, room):
+    """Each row with a pass of its own, or rows of one width together: the replies stay."""
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", room)
+    model, processor = tiny_model(family, mole=True, lora=True, dtype="float32")
+    ours = OurModel(model, processor, PROTOCOL)
+    asked = units()
+    assert len(set(ours.lengths(asked))) > 1
+    said = [[reply.text for reply in replies] for replies in ours.answer(asked)]
+    assert said == [generated(ours, unit, PROTOCOL) for unit in asked]

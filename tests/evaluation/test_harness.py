@@ -320,6 +320,9 @@ def test_batches_hold_one_length_and_do_not_split_questions(tsv):
         assert sum(len(units[number].asks) for number in batch) <= 8
     assert make_plan(units, lengths, 1).batches != plan.batches
     assert plan == make_plan(units, lengths, 8)
+    mixed = make_plan(units, lengths, 8, mixed=True)
+    assert len(mixed.batches) < len(plan.batches)
+    assert sorted(n for batch in mixed.batches for n in batch) == list(range(len(units)))
 
 
 def test_disagreements_between_batches_are_counted(tiny_model, tsv, tmp_path):

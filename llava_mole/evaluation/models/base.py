@@ -33,6 +33,9 @@ class Answerer(Protocol):
     answers: frozenset[str]
     """Which of `protocol.ANSWERS` it can give."""
 
+    mixes: bool = False
+    """Units of unequal length may share a batch: it computes the lengths apart by itself."""
+
     def describe(self) -> dict[str, Any]:
         """What identifies it in a result: name, weights' hash, dtype, versions of what it runs on.
         Equal descriptions give equal replies to equal plans."""

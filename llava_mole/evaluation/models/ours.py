@@ -63,6 +63,7 @@ class OurModel(Answerer):
         # Experts that are routed by the whole prompt keep their routes beside a plain cache.
         self.trees = trees_supported(model) and not by_prompt
         self.share = share and self.trees
+        self.mixes = self.trees
         self.features = FeatureStore(
             model, processor.image_processor, kept_in=next(model.vision_tower.parameters()).dtype
         )
@@ -209,20 +210,16 @@ class OurModel(Answerer):
     def _write(
         self, units: Sequence[Unit], steps: int, wanted: Sequence[int]
     ) -> list[list[decoding.Written]]:
-        """Trees of one width together."""
         trees = [(unit, numbers, one) for unit in units for numbers, one in self._trees(unit)]
+        pictures = [unit.asks[numbers[0]].item.image for unit, numbers, _ in trees]
+        done = decoding.write(
+            self.model, [one for _, _, one in trees], self._features(pictures),
+            self._steering([one.question for _, _, one in trees]),
+            max_new_tokens=steps, ends=self.ends, pad_id=self.processor.pad_id, wanted=wanted,
+        )  # fmt: skip
         found: dict[tuple[int, int], decoding.Written] = {}
-        widths = [decoding.padded(one.size) for _, _, one in trees]
-        for width in sorted(set(widths), reverse=True):
-            part = [tree for tree, other in zip(trees, widths, strict=True) if other == width]
-            pictures = [unit.asks[numbers[0]].item.image for unit, numbers, _ in part]
-            done = decoding.write(
-                self.model, [one for _, _, one in part], self._features(pictures),
-                self._steering([one.question for _, _, one in part]),
-                max_new_tokens=steps, ends=self.ends, pad_id=self.processor.pad_id, wanted=wanted,
-            )  # fmt: skip
-            for (unit, numbers, _), written in zip(part, done, strict=True):
-                found.update({(id(unit), n): w for n, w in zip(numbers, written, strict=True)})
+        for (unit, numbers, _), written in zip(trees, done, strict=True):
+            found.update({(id(unit), n): w for n, w in zip(numbers, written, strict=True)})
         return [[found[id(unit), n] for n in range(len(unit.asks))] for unit in units]
 
     def _write_plainly(
