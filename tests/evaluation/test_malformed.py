@@ -182,6 +182,20 @@ def test_cut_within_a_quoted_cell(row, table, refused, report):
     assert (len(made["left_out"]), made["figures"][0]["n"]) == (1, 6)
 
 
+def test_a_quote_that_is_not_closed_costs_its_own_row_only(row, table, refused, report):
+    """Rows behind it are whole, also one of several lines; each is asked."""
+    rows = [*rows_with(row), row(6, question='Which of the "animals"\n\n is it?')]
+    path = table(rows)
+    lines = path.read_bytes().split(b"\n")
+    cells = lines[2].split(b"\t")
+    cells[1] = b'"' + cells[1]
+    lines[2] = b"\t".join(cells)
+    path.write_bytes(b"\n".join(lines))
+    assert f"{path}:3: not a TSV row (" in refused(path)
+    made = report(path)
+    assert (len(made["left_out"]), made["figures"][0]["n"]) == (1, len(rows) - 1)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

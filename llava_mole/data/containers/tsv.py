@@ -69,8 +69,11 @@ class Tsv(TextFile):
                 try:
                     row = next(rows, None)
                 except csv.Error as error:
-                    damage = f"{self.path}:{line}: not a TSV row ({error})"
-                    break
+                    # A quote that is not closed: what comes behind may be whole.
+                    if header is None or not place.next_row(start, line, len(header)):
+                        damage = f"{self.path}:{line}: not a TSV row ({error})"
+                        break
+                    rows, row = _reader(place.lines()), [""]
                 if row is None:
                     break
                 bar.update(place.offset - start)
@@ -152,6 +155,28 @@ class _Place:
             self.offset += len(line)
             self.line += 1
             yield line.decode("latin-1")
+
+    def _go_to(self, offset: int, line: int) -> None:
+        self._file.seek(offset)
+        self.offset, self.line = offset, line
+
+    def next_row(self, offset: int, line: int, columns: int) -> bool:
+        """Go to the first line behind the one at `offset` that begins a row of so many cells; False
+        at the end of the file."""
+        while True:
+            self._go_to(offset, line)
+            passed = self._file.readline()
+            if not passed:
+                return False
+            offset, line = offset + len(passed), line + 1
+            self._go_to(offset, line)
+            try:
+                found = len(next(_reader(self.lines()), [])) == columns
+            except csv.Error:
+                found = False
+            if found:
+                self._go_to(offset, line)
+                return True
 
 
 def _reader(lines: Iterator[str]) -> Any:
