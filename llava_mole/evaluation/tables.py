@@ -17,7 +17,7 @@ from typing import Any
 from llava_mole.errors import DataError
 from llava_mole.evaluation.conditions import blind_accuracy
 from llava_mole.evaluation.scoring import OptionScore, choose
-from llava_mole.evaluation.statistics import bootstrap_mean, wilson
+from llava_mole.evaluation.statistics import score_interval, wilson
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _cell(key: tuple[str, str, str], rows: Sequence[Prediction], right: Sequence
 
 
 def _mean(key: tuple[str, str], rows: Sequence[Prediction], right: Sequence[bool]) -> Mean:
-    mean, low, high = bootstrap_mean(
+    mean, low, high = score_interval(
         right, [row.picture for row in rows], [row.language for row in rows]
     )
     return Mean(*key, len(rows), mean, low, high, _chance(rows))

@@ -1,6 +1,7 @@
 """Conditions, figures, and that every figure follows from the predictions file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from llava_mole.evaluation.generation import generate_answers, same_answer
 from llava_mole.evaluation.items import read_items
 from llava_mole.evaluation.prompts import ask
 from llava_mole.evaluation.report import evaluate_conditions, markdown_table, render_table
-from llava_mole.evaluation.tables import recompute
+from llava_mole.evaluation.tables import read_predictions, recompute, tabulate
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,16 @@ def test_another_normalization_needs_no_model(parts, tsv, tmp_path):
     evaluate_conditions(*parts, tsv(), **options)
     by_sum = recompute(path, "sum")
     assert evaluate_conditions(*parts, tsv(), normalization="sum", **options).tables == by_sum
+
+
+def test_a_mean_of_answers_that_are_all_right_has_an_interval_all_the_same(parts, tsv, tmp_path):
+    path = tmp_path / "p.jsonl"
+    evaluate_conditions(*parts, tsv(), conditions=["trained"], predictions=path, progress=False)
+    rows = [row for row in read_predictions(path) if row.kind == "naming"]
+    right = [replace(row, answer=row.choice("mean"), chosen=row.choice("mean")) for row in rows]
+    [mean] = tabulate(right).means
+    assert mean.accuracy == mean.high == 1
+    assert 0.5 < mean.low < 1
 
 
 def test_a_changed_prediction_is_found(parts, tsv, tmp_path):
