@@ -19,6 +19,7 @@ except ImportError:
 
 from llava_mole.errors import CheckpointError
 from llava_mole.serving.chat import PLACEHOLDER, ChatEngine
+from llava_mole.serving.generation import QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def build_app(engine: ChatEngine, *, title: str, pictures: list[Path]) -> gr.Blo
             for piece in engine.stream(as_messages(message, history, picture), images):
                 answer += piece
                 yield answer
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, QueueFullError) as error:
             # Ours, torch's and transformers'. Raised further, the page would stay locked.
             logger.exception("no answer")
             yield as_error(error)

@@ -1,50 +1,56 @@
-"""ChatEngine: a model folder that answers a conversation about pictures, word by word."""
+"""ChatEngine: a model folder that answers conversations about pictures, word by word.
+
+Conversations that come at the same time are written together (`batching.py`); each gets the answer
+it would get alone.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_mole.errors import CheckpointError, DataError
+from llava_mole.processing import images_of
+from llava_mole.serving.batching import Batcher
+from llava_mole.serving.generation import Generation, Sampling
 
 Message = dict[str, Any]
 PLACEHOLDER = "<image>"
-MAX_NEW_TOKENS = 256
 
 
 class ChatEngine:
-    """One loaded model and its processor. Answers one conversation at a time; others wait.
+    """One loaded model and its processor, and the queue of those who ask.
 
     Args:
-        model: anything that `AutoModelForImageTextToText` gives.
+        model: anything that `AutoModelForImageTextToText` gives for a folder of ours.
         processor: the one from the same folder.
+        max_rows, max_waiting: conversations written together, and waiting beside them.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(
+        self, model: Any, processor: Any, *, max_rows: int = 16, max_waiting: int = 64
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
-        # One at a time: the expert layers keep the routes of the pass in hand.
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chat")
+        self._tokenizer = threading.Lock()
+        self.batcher = Batcher(model, processor, max_rows=max_rows, max_waiting=max_waiting)
 
     @classmethod
-    def from_folder(cls, folder: Path | str, *, device: str | None = None) -> ChatEngine:
+    def from_folder(
+        cls, folder: Path | str, *, device: str | None = None, **queue: int
+    ) -> ChatEngine:
         """Load a model folder in the dtype it was saved in.
 
         Args:
             folder: what `save_pretrained` or `llava-mole train` wrote.
             device: "cpu", "cuda:0" …; None: the first CUDA device if there is one.
+            queue: max_rows, max_waiting.
 
         Raises:
             CheckpointError: no such folder, or it is incomplete.
@@ -56,82 +62,76 @@ class ChatEngine:
             )
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(chosen), AutoProcessor.from_pretrained(folder))
+        return cls(model.to(chosen), AutoProcessor.from_pretrained(folder), **queue)
 
-    def stream(
-        self, messages: Sequence[Message], images: Sequence[Any] = (), **generation: Any
-    ) -> Iterator[str]:
-        """The answer to a conversation in pieces of text, as they are generated.
-
-        Closing the iterator stops the generation.
+    def submit(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Any] = (),
+        sampling: Sampling | None = None,
+    ) -> Generation:
+        """Queue a conversation; iterate over what is returned for the answer.
 
         Args:
             messages: Hugging Face chat messages that end with the user's; content is text with
                 `<image>` where a picture goes, or typed parts.
             images: pictures (PIL, path or bytes) for the placeholders, in order; parts that hold
                 their picture already need none.
-            generation: keyword arguments of `generate`, e.g. max_new_tokens (256 unless given),
-                do_sample, temperature.
+            sampling: how it is written; by default the most likely tokens, at most 256.
 
         Raises:
             DataError: pictures and placeholders differ in number, a picture cannot be read, or the
                 conversation is longer than the model's context.
+            QueueFullError: as many wait as may.
         """
-        inputs = self._inputs(fill_pictures(messages, images))
-        room = self._room(inputs)
-        generation["max_new_tokens"] = min(generation.get("max_new_tokens", MAX_NEW_TOKENS), room)
-        streamer = TextIteratorStreamer(
-            self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
-        )
-        stop = _StopWhenSet()
-        answer = self._worker.submit(
-            self.model.generate,
-            **inputs,
-            streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([stop]),
-            **generation,
-        )
-        # Also after an error, or the reader below would wait for ever.
-        answer.add_done_callback(lambda _: streamer.end())
-        try:
-            yield from streamer
-            answer.result()
-        finally:
-            stop.event.set()
-
-    def answer(
-        self, messages: Sequence[Message], images: Sequence[Any] = (), **generation: Any
-    ) -> str:
-        """The whole answer; arguments and errors as in `stream`."""
-        return "".join(self.stream(messages, images, **generation)).strip()
-
-    def _inputs(self, messages: list[Message]) -> dict[str, Any]:
-        features = self.processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, add_generation_prompt=True
-        )
-        return dict(features.to(self.model.device))
-
-    def _room(self, inputs: dict[str, Any]) -> int:
-        """Tokens that the context still holds after the prompt."""
-        length = inputs["input_ids"].shape[1]
+        sampling = sampling or Sampling()
+        filled = fill_pictures(messages, images)
+        with self._tokenizer:
+            encoded = self.processor.encode(filled, add_generation_prompt=True)
+        length = len(encoded.input_ids)
         limit = self.model.config.get_text_config().max_position_embeddings
         if length >= limit:
             raise DataError(
                 f"the conversation is {length} tokens long, the model's context {limit}: "
                 "start a new conversation or shorten the question"
             )
-        return limit - length
+        most = min(sampling.max_new_tokens, limit - length)
+        least = min(sampling.min_new_tokens, most)
+        pictures = images_of(filled)
+        pixels = self.processor.image_processor(pictures)["pixel_values"] if pictures else None
+        one = Generation(
+            encoded,
+            pixels,
+            replace(sampling, max_new_tokens=most, min_new_tokens=least),
+            lambda tokens: self.processor.tokenizer.decode(tokens, skip_special_tokens=True),
+            self.batcher.position,
+        )
+        self.batcher.submit(one)
+        return one
 
+    def stream(
+        self, messages: Sequence[Message], images: Sequence[Any] = (), **sampling: Any
+    ) -> Iterator[str]:
+        """The answer in pieces of text, as they are written. Closing the iterator stops it.
 
-class _StopWhenSet(StoppingCriteria):
-    """Ends a generation from another thread."""
+        Args:
+            messages, images: see `submit`.
+            sampling: fields of `Sampling`, e.g. max_new_tokens, temperature.
 
-    def __init__(self) -> None:
-        self.event = threading.Event()
+        Raises:
+            DataError, QueueFullError: see `submit`.
+        """
+        return iter(self.submit(messages, images, Sampling(**sampling)))
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        rows = input_ids.shape[0]
-        return torch.full((rows,), self.event.is_set(), device=input_ids.device)
+    def answer(
+        self, messages: Sequence[Message], images: Sequence[Any] = (), **sampling: Any
+    ) -> str:
+        """The whole answer; arguments and errors as in `stream`."""
+        return "".join(self.stream(messages, images, **sampling)).strip()
+
+    def close(self) -> None:
+        """End what is being written, and the thread that does it."""
+        self.batcher.close()
 
 
 def fill_pictures(messages: Sequence[Message], images: Sequence[Any]) -> list[Message]:

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_mole.configuration import ParrotConfig
+from llava_mole.decoding import padded
 from llava_mole.evaluation.asks import Unit, make_units
 from llava_mole.evaluation.items import Item
 from llava_mole.evaluation.models import decoding
-from llava_mole.evaluation.models.decoding import common_beginning, padded, prefill_parts
+from llava_mole.evaluation.models.decoding import common_beginning, prefill_parts
 from llava_mole.evaluation.models.ours import OurModel
 from llava_mole.evaluation.protocol import Protocol
 from llava_mole.mole.methods import METHODS

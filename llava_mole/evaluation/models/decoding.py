@@ -23,32 +23,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import Tensor
 
-from llava_mole import heads, tree
+from llava_mole import heads
+from llava_mole.decoding import Rows, Tree, best, joined, padded
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.inject import decoder_of
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A question in tokens.
-
-    Attributes:
-        prefix: what all passes begin with, image placeholders included.
-        branches: the rest of each pass, at least one token.
-        question: tokens that steer the picture (Parrot).
-    """
-
-    prefix: list[int]
-    branches: list[list[int]]
-    question: list[int]
-
-    @property
-    def size(self) -> int:
-        return len(self.prefix) + sum(len(branch) for branch in self.branches)
 
 
 @dataclass(frozen=True)
@@ -64,13 +44,6 @@ class Written:
     tokens: list[int]
     finished: bool
     first: dict[int, float]
-
-
-def padded(length: int) -> int:
-    """The width of a row: the next multiple of 16, of 64 beyond 512. Few widths make full
-    batches."""
-    step = 16 if length <= 512 else 64
-    return -(-length // step) * step
 
 
 def common_beginning(passes: Sequence[Sequence[int]], pictures: Collection[int]) -> int:
@@ -134,13 +107,13 @@ def write(
     """
     device = model.device
     decoder = decoder_of(model.language_model)
-    parts: list[_Batch] = []
+    parts: list[Rows] = []
     going: list[tuple[int, int]] = []  # (tree, branch) whose next token is in `chosen`, in order
     chosen: list[int] = []
     first: dict[tuple[int, int], dict[int, float]] = {}
     for numbers in prefill_parts([one.size for one in trees]):
         some = [trees[number] for number in numbers]
-        part = _Batch(some, numbers, padded(some[0].size), pad_id, device)
+        part = Rows(some, numbers, padded(some[0].size), pad_id, device)
         inputs: dict[str, Any] = {
             name: value[numbers].to(device) for name, value in steering.items()
         }
@@ -186,121 +159,3 @@ def write(
         for place, said in tokens.items()
     }
     return [[written[n, b] for b in range(len(one.branches))] for n, one in enumerate(trees)]
-
-
-def best(logits: Tensor) -> list[int]:
-    """(S, V) -> the most likely token of each row, the first of equal ones. (`argmax` takes four
-    times as long as `max` on CPUs.)"""
-    return logits.max(dim=-1).indices.tolist()
-
-
-class _Batch:
-    """Trees as rows of a width, and what the cache holds of them.
-
-    Attributes:
-        input_ids, segments: (B, W).
-        last: (B, W) True at each branch's last token.
-        rows: numbers of the trees that are still going, in the order of the rows.
-        cache: without a config, for windows are the masks' business, not the cache's.
-    """
-
-    def __init__(
-        self,
-        trees: Sequence[Tree],
-        numbers: Sequence[int],
-        width: int,
-        pad_id: int,
-        device: torch.device,
-    ) -> None:
-        self.branches = max(len(one.branches) for one in trees)
-        self.rows = list(numbers)
-        self.pad_id = pad_id
-        self.cache = DynamicCache()
-        ids = torch.full((len(trees), width), pad_id)
-        segments = torch.full_like(ids, -1)
-        last = torch.zeros_like(ids, dtype=torch.bool)
-        after = torch.zeros(len(trees), self.branches, dtype=torch.long)
-        for number, one in enumerate(trees):
-            line, owner = list(one.prefix), [0] * len(one.prefix)
-            for branch, rest in enumerate(one.branches, start=1):
-                line += rest
-                owner += [branch] * len(rest)
-                last[number, len(line) - 1] = True
-                after[number, branch - 1] = len(one.prefix) + len(rest)
-            ids[number, : len(line)] = torch.tensor(line)
-            segments[number, : len(line)] = torch.tensor(owner)
-        self.input_ids, self.segments, self.last = (
-            ids.to(device),
-            segments.to(device),
-            last.to(device),
-        )
-        self.key_segments = self.segments
-        self.key_positions = tree.tree_positions(self.segments)
-        self.next = after.to(device)  # position of each branch's next token
-
-    def keep(self, trees: Collection[int]) -> None:
-        """Drop the rows of all trees but these."""
-        if len(trees) == len(self.rows):
-            return
-        places = [place for place, number in enumerate(self.rows) if number in trees]
-        stay = torch.tensor(places, device=self.next.device)
-        self.rows = [self.rows[place] for place in places]
-        self.cache.batch_select_indices(stay)
-        self.key_segments, self.key_positions = self.key_segments[stay], self.key_positions[stay]
-        self.next = self.next[stay]
-
-    def step(
-        self, model: LlavaMoleForConditionalGeneration, tokens: dict[tuple[int, int], int]
-    ) -> tuple[Tensor, Tensor, Any, Tensor]:
-        """One token for every branch: (ids, positions, mask, (R, K) True at the tokens given)."""
-        device = self.next.device
-        ids = torch.full((len(self.rows), self.branches), self.pad_id)
-        active = torch.zeros_like(ids, dtype=torch.bool)
-        where = {row: place for place, row in enumerate(self.rows)}
-        for (row, branch), token in tokens.items():
-            ids[where[row], branch] = token
-            active[where[row], branch] = True
-        ids, active = ids.to(device), active.to(device)
-        numbers = torch.arange(1, self.branches + 1, device=device).expand_as(ids)
-        segments = torch.where(active, numbers, torch.full_like(ids, -1))
-        positions = self.next.clone()
-        self.key_segments = torch.cat([self.key_segments, segments], dim=1)
-        self.key_positions = torch.cat([self.key_positions, positions], dim=1)
-        embedding = model.get_input_embeddings()
-        assert isinstance(embedding, nn.Embedding)
-        mask = tree.step_masks(
-            model.language_model.config, segments, positions,
-            self.key_segments, self.key_positions, embedding.weight.dtype,
-        )  # fmt: skip
-        self.next = self.next + active
-        return ids, positions, mask, active
-
-
-def joined(parts: Sequence[_Batch]) -> _Batch:
-    """Rows of several widths as one batch to decode: narrow ones get places that nobody sees.
-
-    Takes the parts' caches apart, so that at most one layer is held twice.
-    """
-    whole = parts[0]
-    if len(parts) == 1:
-        return whole
-    width = max(part.key_segments.shape[1] for part in parts)
-    whole.branches = max(part.branches for part in parts)
-    whole.rows = [number for part in parts for number in part.rows]
-
-    def together(pieces: list[Tensor], size: int, value: int = 0) -> Tensor:
-        """Concatenated in the first dimension, the last one filled up to `size`."""
-        return torch.cat([F.pad(one, (0, size - one.shape[-1]), value=value) for one in pieces])
-
-    whole.key_segments = together([part.key_segments for part in parts], width, -1)
-    whole.key_positions = together([part.key_positions for part in parts], width)
-    whole.next = together([part.next for part in parts], whole.branches)
-    for layers in zip(*(part.cache.layers for part in parts), strict=True):
-        for name in ("keys", "values"):  # (B, heads, W, D)
-            pieces = []
-            for layer in layers:
-                states = getattr(layer, name)
-                pieces.append(F.pad(states, (0, 0, 0, width - states.shape[2])))
-                setattr(layer, name, None)
-            setattr(layers[0], name, torch.cat(pieces))
-    return whole

@@ -24,13 +24,13 @@ from transformers import (
 
 from llava_mole import heads
 from llava_mole.data.images import load_image
+from llava_mole.decoding import end_tokens
 from llava_mole.errors import CheckpointError, ConfigError, DataError
 from llava_mole.evaluation.asks import Ask, Unit
 from llava_mole.evaluation.models.base import Answerer, Reply
 from llava_mole.evaluation.models.beginnings import BROKEN, TOLERANCE, Runner, distance, shares
 from llava_mole.evaluation.models.chat import Chat, Row, check_parts
 from llava_mole.evaluation.models.identity import folder_hash, software
-from llava_mole.evaluation.models.ours import end_tokens
 from llava_mole.evaluation.protocol import Protocol
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import llava_mole
 from llava_mole import heads
 from llava_mole.checkpoint import read_config
+from llava_mole.decoding import Tree, end_tokens, padded, rows_supported
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.evaluation.asks import Ask, Unit
 from llava_mole.evaluation.models import decoding
@@ -22,7 +23,6 @@ from llava_mole.evaluation.scoring import (
     Query,
     option_tokens,
     score_options,
-    trees_supported,
 )
 from llava_mole.features import MEMORY_BYTES, FeatureStore
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
@@ -57,11 +57,7 @@ class OurModel(Answerer):
         self.protocol = protocol
         self.name = name
         self.identity = identity
-        by_prompt = model.config.mole_part is not None and (
-            model.config.mole_part.prefix_depends_on_question
-        )
-        # Experts that are routed by the whole prompt keep their routes beside a plain cache.
-        self.trees = trees_supported(model) and not by_prompt
+        self.trees = rows_supported(model)
         self.share = share and self.trees
         self.mixes = self.trees
         self.features = FeatureStore(
@@ -126,7 +122,7 @@ class OurModel(Answerer):
                     "(nothing is truncated)"
                 )
             if self.trees:
-                widths = {decoding.padded(one.size) for _, one in self._trees(unit)}
+                widths = {padded(one.size) for _, one in self._trees(unit)}
                 found.append((max(widths), len(passes)))
             else:
                 found.append(tuple(sorted((len(ids) for ids in passes), reverse=True)))
@@ -144,7 +140,7 @@ class OurModel(Answerer):
                     f"holds {context} (nothing is truncated)"
                 )
 
-    def _trees(self, unit: Unit) -> list[tuple[list[int], decoding.Tree]]:
+    def _trees(self, unit: Unit) -> list[tuple[list[int], Tree]]:
         """(passes, tree) of those passes that may share a beginning; of each by itself if none may.
 
         A picture that Parrot conditions on the question is the same for two passes if the words of
@@ -164,10 +160,10 @@ class OurModel(Answerer):
             begin = decoding.common_beginning(passes, {self.model.config.image_token_id})
             if begin:
                 rest = [ids[begin:] for ids in passes]
-                trees.append((numbers, decoding.Tree(passes[0][:begin], rest, question)))
+                trees.append((numbers, Tree(passes[0][:begin], rest, question)))
                 continue
             trees += [
-                ([number], decoding.Tree(ids[:-1], [ids[-1:]], question))
+                ([number], Tree(ids[:-1], [ids[-1:]], question))
                 for number, ids in zip(numbers, passes, strict=True)
             ]
         return trees
@@ -343,19 +339,3 @@ class OurModel(Answerer):
             replies.append(Reply(max(values, key=values.__getitem__), values))
         done = iter(replies)
         return [[next(done) for _ in unit.asks] for unit in units]
-
-
-def end_tokens(
-    model: LlavaMoleForConditionalGeneration, processor: LlavaMoleProcessor
-) -> frozenset[int]:
-    """Tokens that end a reply, as `generate` has them.
-
-    Raises:
-        ConfigError: none is known, so no reply would end.
-    """
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        ends = processor.tokenizer.eos_token_id
-    if ends is None:
-        raise ConfigError("neither generation_config.json nor the tokenizer names an end token")
-    return frozenset([ends] if isinstance(ends, int) else ends)
