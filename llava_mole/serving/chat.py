@@ -7,7 +7,7 @@ it would get alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class ChatEngine:
         messages: Sequence[Message],
         images: Sequence[Any] = (),
         sampling: Sampling | None = None,
+        listener: Callable[[str | None], None] | None = None,
     ) -> Generation:
         """Queue a conversation; iterate over what is returned for the answer.
 
@@ -78,6 +79,7 @@ class ChatEngine:
             images: pictures (PIL, path or bytes) for the placeholders, in order; parts that hold
                 their picture already need none.
             sampling: how it is written; by default the most likely tokens, at most 256.
+            listener: see `Generation`.
 
         Raises:
             DataError: pictures and placeholders differ in number, a picture cannot be read, or the
@@ -105,6 +107,7 @@ class ChatEngine:
             replace(sampling, max_new_tokens=most, min_new_tokens=least),
             lambda tokens: self.processor.tokenizer.decode(tokens, skip_special_tokens=True),
             self.batcher.position,
+            listener,
         )
         self.batcher.submit(one)
         return one

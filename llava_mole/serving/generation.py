@@ -73,6 +73,8 @@ class Generation:
         sampling: how it is written.
         decode: tokens -> text.
         position: how many are before this one in the queue.
+        listener: called with each piece by the thread that writes, with None at the end; must not
+            wait. None: the pieces are kept for who iterates.
 
     Attributes:
         finish_reason: "stop" (the model or a stop text ended it), "length", "time", "cancelled",
@@ -87,6 +89,7 @@ class Generation:
         sampling: Sampling,
         decode: Callable[[list[int]], str],
         position: Callable[[Generation], int],
+        listener: Callable[[str | None], None] | None = None,
     ) -> None:
         self.encoded = encoded
         self.pixels = pixels
@@ -101,6 +104,7 @@ class Generation:
         self._decode = decode
         self._position = position
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._hand = listener or self._pieces.put
         self._said = ""
 
     # ------------------------------------------------------------------ the reader's side
@@ -163,7 +167,7 @@ class Generation:
     def finish(self, reason: str, error: Exception | None = None) -> None:
         if self.finish_reason is None:
             self.finish_reason, self.error = reason, error
-            self._pieces.put(None)
+            self._hand(None)
 
     def _say(self, text: str, last: bool) -> None:
         """Hand out what is certain: no half characters, nothing that may become a stop text."""
@@ -177,4 +181,4 @@ class Generation:
         piece = text[len(self._said) : sure]
         if piece:
             self._said += piece
-            self._pieces.put(piece)
+            self._hand(piece)
