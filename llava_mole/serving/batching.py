@@ -15,6 +15,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -69,6 +71,7 @@ class Batcher:
         self._next: dict[int, int] = {}  # the token that each row was given last
         self._draws: dict[int, torch.Generator] = {}
         self._rows: Rows | None = None
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._count = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -92,6 +95,21 @@ class Batcher:
                 )
             self._waiting.append(one)
             self._changed.notify()
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Have the thread do something else with the model, between two steps; what it returns.
+
+        Raises:
+            QueueFullError: the server is shutting down.
+            Exception: what the work raised.
+        """
+        found: Future[Any] = Future()
+        with self._changed:
+            if self._closed:
+                raise QueueFullError("the server is shutting down")
+            self._calls.append((work, found))
+            self._changed.notify()
+        return found.result()
 
     def position(self, one: Generation) -> int:
         """How many are before it: those that wait; 0 where it is being written, or done."""
@@ -117,13 +135,18 @@ class Batcher:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._writing or self._closed):
+                while not (self._waiting or self._writing or self._calls or self._closed):
                     self._changed.wait()
                 if self._closed:
                     for one in [*self._waiting, *self._writing.values()]:
                         one.finish("cancelled")
+                    for _, found in self._calls:
+                        found.set_exception(QueueFullError("the server is shutting down"))
                     return
                 taken = self._take()
+                called = self._calls.popleft() if self._calls else None
+            if called is not None:
+                self._do(*called)
             with torch.inference_mode():
                 if not self.together:
                     for one in taken:
@@ -133,6 +156,12 @@ class Batcher:
                 self._drop()
                 if self._writing:
                     self._guarded(list(self._writing.values()), self._step)
+
+    def _do(self, work: Callable[[], Any], found: Future[Any]) -> None:
+        try:
+            found.set_result(work())
+        except Exception as error:  # told to who asked for it
+            found.set_exception(error)
 
     def _take(self) -> list[Generation]:
         """Those whose turn it is; who has given up by then is told so."""

@@ -19,6 +19,7 @@ from llava_mole.errors import CheckpointError, DataError
 from llava_mole.processing import images_of
 from llava_mole.serving.batching import Batcher
 from llava_mole.serving.generation import Generation, Sampling
+from llava_mole.serving.why import Why, explain
 
 Message = dict[str, Any]
 PLACEHOLDER = "<image>"
@@ -131,6 +132,18 @@ class ChatEngine:
     ) -> str:
         """The whole answer; arguments and errors as in `stream`."""
         return "".join(self.stream(messages, images, **sampling)).strip()
+
+    def explain(self, messages: Sequence[Message], answer: str, images: Sequence[Any] = ()) -> Why:
+        """Which experts were on for an answer; see `why.py`.
+
+        Args:
+            messages, images: see `submit`.
+
+        Raises:
+            DataError: see `submit`.
+        """
+        filled = fill_pictures(messages, images)
+        return self.batcher.call(lambda: explain(self.model, self.processor, filled, answer))
 
     def close(self) -> None:
         """End what is being written, and the thread that does it."""

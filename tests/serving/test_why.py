@@ -1,0 +1,91 @@
+"""The explanation is what the model did: routes of the pass, gates of the module."""
+
+import pytest
+import torch
+
+from llava_mole.serving.chat import ChatEngine, fill_pictures
+from llava_mole.serving.why import average_gates, explain, grid_of
+from tests import helpers
+
+TURNS = [
+    {"role": "user", "content": "<image><image>What is it?"},
+    {"role": "assistant", "content": "A cat."},
+    {"role": "user", "content": "And the other?"},
+]
+PICTURES = [helpers.picture(1), helpers.picture(2)]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_model):
+    return tiny_model("llama", mole=True, parrot=True, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def why(parts):
+    return explain(*parts, fill_pictures(TURNS, PICTURES), "A dog.")
+
+
+def test_tokens_are_those_of_the_conversation(parts, why):
+    model, _ = parts
+    per_image = model.config.vision_part.tokens_per_image
+    shown = [(t.picture, t.place) for t in why.tokens if t.kind == "picture"]
+    assert shown == [(image, place) for image in range(2) for place in range(per_image)]
+    answer = "".join(t.text for t in why.tokens if t.kind == "answer")
+    assert answer.startswith("A dog.")
+    assert "cat" in "".join(t.text for t in why.tokens if t.kind == "words")
+    rows, columns = why.grid
+    assert rows * columns == per_image == model.config.vision_part.num_patches
+
+
+def test_experts_are_those_of_the_pass(parts, why):
+    """Read from the records of a pass of the test's own."""
+    model, processor = parts
+    messages = fill_pictures(TURNS, PICTURES)
+    said = {"role": "assistant", "content": "A dog."}
+    batch = processor.apply_chat_template([*messages, said], tokenize=True)
+    with torch.inference_mode():
+        model(**batch)
+    assert list(why.routers) == [record.name for record in model.mole.records]
+    for number, record in enumerate(model.mole.records):
+        expected = record.probs.argmax(-1).tolist()  # top-1
+        assert [token.experts[number] for token in why.tokens] == expected
+    assert why.num_experts == model.config.mole_part.num_experts
+    assert sum(why.use("answer")) == pytest.approx(1)
+    overlay = why.overlay(1, 0)
+    flat = [expert for row in overlay for expert in row]
+    assert flat == [t.experts[0] for t in why.tokens if t.picture == 1]
+
+
+def test_gates_follow_the_question_and_have_averages(parts):
+    model, processor = parts
+    asked = {"en": ["What is it?", "Which colour?"], "ru": ["Что это?", "Какого цвета?"]}
+    usual = average_gates(model, processor, asked, PICTURES)
+    assert set(usual) == {"en", "ru"}
+    for gate in usual.values():
+        assert sum(gate) == pytest.approx(1, abs=1e-5)
+    ask = [{"role": "user", "content": "<image>Что это?"}]
+    found = explain(model, processor, fill_pictures(ask, PICTURES[:1]), "Кот.")
+    [gate] = found.gates
+    alone = average_gates(model, processor, {"ru": ["Что это?"]}, PICTURES[:1])["ru"]
+    assert list(gate) == pytest.approx(alone, abs=1e-6)  # the same numbers in another batch
+    assert "question in Russian" in found.sentence("ru", usual)
+
+
+def test_a_model_without_experts_says_so(tiny_model):
+    model, processor = tiny_model("llama", mole=None)
+    found = explain(model, processor, fill_pictures(TURNS, PICTURES), "A dog.")
+    assert (found.routers, found.gates, found.num_experts) == ((), (), 0)
+    assert found.overlay(0, 0) is None
+    assert "no experts" in found.sentence()
+    assert grid_of(model) is not None
+
+
+def test_it_is_asked_for_while_answers_are_written(parts, why):
+    engine = ChatEngine(*parts)
+    long = engine.submit([{"role": "user", "content": "Tell me more."}], (), None)
+    assert engine.explain(TURNS, "A dog.", PICTURES) == why
+    long.cancel()
+    with pytest.raises(ZeroDivisionError):
+        engine.batcher.call(lambda: 1 / 0)
+    assert engine.answer(TURNS, PICTURES, max_new_tokens=2) is not None
+    engine.close()
