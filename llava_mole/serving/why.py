@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from llava_mole.languages import LANGUAGE_NAMES
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
@@ -199,6 +201,18 @@ def grid_of(model: LlavaMoleForConditionalGeneration) -> tuple[int, int] | None:
     side = math.isqrt(part.num_patches)
     square = side * side == part.num_patches and part.select == "patch"
     return (side, side) if square else None
+
+
+def seen(processor: LlavaMoleProcessor, picture: Any) -> Image.Image:
+    """A picture as the tower sees it: cropped, padded and scaled by its preprocessing.
+
+    Args:
+        picture: PIL, path or bytes.
+    """
+    described = processor.image_processor.preprocess
+    pixels = processor.image_processor(picture)["pixel_values"][0]
+    spread, middle = (torch.tensor(described[key]).view(3, 1, 1) for key in ("std", "mean"))
+    return to_pil_image((pixels * spread + middle).clamp(0, 1))
 
 
 def gates_of(

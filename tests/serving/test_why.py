@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from llava_mole.serving.chat import ChatEngine, fill_pictures
-from llava_mole.serving.why import average_gates, explain, grid_of
+from llava_mole.serving.why import average_gates, explain, grid_of, seen
 from tests import helpers
 
 TURNS = [
@@ -69,6 +70,16 @@ def test_gates_follow_the_question_and_have_averages(parts):
     alone = average_gates(model, processor, {"ru": ["Что это?"]}, PICTURES[:1])["ru"]
     assert list(gate) == pytest.approx(alone, abs=1e-6)  # the same numbers in another batch
     assert "question in Russian" in found.sentence("ru", usual)
+
+
+def test_a_picture_is_shown_as_the_tower_sees_it(parts):
+    _, processor = parts
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (0, 0, 100, 100))
+    shown = seen(processor, wide)
+    side = processor.image_processor.preprocess["size"]
+    assert shown.size == ((side, side) if isinstance(side, int) else tuple(side)[::-1])
+    assert shown.getpixel((shown.width // 2, shown.height // 2))[0] > 240
 
 
 def test_a_model_without_experts_says_so(tiny_model):
