@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from llava_mole.training.reading import nearest
+from llava_mole.nearest import nearest
 
 # Set by the stage itself; a recipe that also names them would be silently overruled.
 OWN_ARGUMENTS = {

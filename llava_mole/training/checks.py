@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from llava_mole import quantization
+from llava_mole.attention import mask_problem
 from llava_mole.data.shares import PlannedSource, mixture_problems
+from llava_mole.nearest import nearest
 from llava_mole.training.arguments import check_arguments
 from llava_mole.training.parts import PARTS
-from llava_mole.training.reading import nearest, stem
+from llava_mole.training.reading import stem
 from llava_mole.training.recipe import (
     DataRecipe,
     Recipe,
@@ -36,6 +39,8 @@ def cross_checks(recipe: Recipe) -> list[str]:
         problems.append(f"stages: two are named {name!r}")
     problems += check_arguments(recipe.training, "training")
     problems += check_mixture(recipe.data)
+    if recipe.model.quantization is not None:
+        problems += quantization.problems(recipe.model.quantization)
     if recipe.model.dtype not in ("bfloat16", "float16", "float32"):
         problems.append(
             f"model.dtype={recipe.model.dtype!r}: allowed are bfloat16, float16, float32"
@@ -65,6 +70,11 @@ def cross_checks(recipe: Recipe) -> list[str]:
             )
         if stage.passes is not None and stage.steps != StageRecipe(stage.name).steps:
             problems.append(f"{path}: steps and passes are both given; leave one out")
+        for key in ("share_prefix", "packing"):
+            wanted = stage.kind == "language" and getattr(stage, key)
+            problem = mask_problem(recipe.model.attn_implementation, key) if wanted else None
+            if problem is not None:
+                problems.append(f"{path}.{problem}")
         problems += unread_keys(stage, path)
         problems += check_start(recipe, index, path)
         problems += check_weights(stage.kind_weights or {}, f"{path}.kind_weights")
@@ -74,6 +84,11 @@ def cross_checks(recipe: Recipe) -> list[str]:
         for part, rate in stage.learning_rates.items():
             if part not in PARTS:
                 problems.append(f"{path}.learning_rates.{part}: unknown part{nearest(part, PARTS)}")
+            elif part == "language_model" and recipe.model.quantization is not None:
+                problems.append(
+                    f"{path}.learning_rates.language_model: packed weights are not trained; leave "
+                    "it out, or model.quantization"
+                )
             elif not rate > 0:
                 problems.append(f"{path}.learning_rates.{part}={rate!r}: must be above 0")
     shares = [stage.share_of_time for stage in recipe.stages]

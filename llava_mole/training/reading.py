@@ -5,7 +5,6 @@ Imports nothing heavy, so that a missing file or a broken one is told at once.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,11 +99,6 @@ def stem(path: str) -> str:
 
 def counted(problems: Sequence[str]) -> str:
     return "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-
-
-def nearest(key: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(key, known, 1)
-    return f"; did you mean {match[0]!r}?" if match else f" (known: {', '.join(known)})"
 
 
 def join(path: str, key: object) -> str:

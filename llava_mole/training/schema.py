@@ -17,13 +17,13 @@ from typing import Any, get_args, get_origin
 from llava_mole.errors import ConfigError
 from llava_mole.mole import MoleConfig
 from llava_mole.mole.methods import METHODS, method_class
+from llava_mole.nearest import nearest
 from llava_mole.training.checks import check_mixture, cross_checks
 from llava_mole.training.reading import (
     apply_override,
     beside,
     counted,
     join,
-    nearest,
     read_mapping,
 )
 from llava_mole.training.recipe import DataRecipe, Recipe
