@@ -140,10 +140,10 @@ def keep_layout(language_model: nn.Module) -> None:
     that has no backward pass and other rounding: a model that was evaluated once would from then
     on train without the gradients that pass through its base.
     """
-    import bitsandbytes
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in language_model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
