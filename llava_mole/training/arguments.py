@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from llava_mole.nearest import nearest
+from llava_mole.training.foreign_names import translation
 
 # Set by the stage itself; a recipe that also names them would be silently overruled.
 OWN_ARGUMENTS = {
@@ -31,6 +32,8 @@ def check_arguments(values: dict[str, Any], path: str) -> list[str]:
     for key in values:
         if key in OWN_ARGUMENTS:
             problems.append(f"{path}.{key}: set by {OWN_ARGUMENTS[key]}")
+        elif key not in known and (theirs := translation(str(key))) is not None:
+            problems.append(f"{path}.{key}={values[key]!r}: {theirs}")
         elif key not in known:
             problems.append(f"{path}.{key}: no argument of TrainingArguments{nearest(key, known)}")
     return [p if len(p) < 400 else p.split(" (known")[0] for p in problems]

@@ -5,6 +5,7 @@ Imports nothing heavy, so that a missing file or a broken one is told at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,26 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{what} {path} not found; configs/ holds the recipes that ship")
     try:
+        if path.suffix in (".sh", ".bash"):  # of another program: `--name value`
+            return flags(path.read_text(encoding="utf-8"))
         values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping; a recipe starts with output_dir, model, data")
     return values
+
+
+def flags(text: str) -> dict[str, Any]:
+    """`--name value` of a shell script, values as YAML reads them."""
+    found: dict[str, Any] = {}
+    plain = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE))
+    for name, value in re.findall(
+        r"(?:^|\s)--([\w-]+)(?:[ =]+(?!--)(\"[^\"]*\"|'[^']*'|\S+))?", plain
+    ):
+        key = name.replace("-", "_")
+        found[key] = yaml.safe_load(value) if value else True
+    return found
 
 
 def beside(name: str, recipe: Path) -> Path:

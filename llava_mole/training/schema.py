@@ -19,6 +19,8 @@ from llava_mole.mole import MoleConfig
 from llava_mole.mole.methods import METHODS, method_class
 from llava_mole.nearest import nearest
 from llava_mole.training.checks import check_mixture, cross_checks
+from llava_mole.training.foreign_files import ARGUMENTS, explain, whose
+from llava_mole.training.foreign_names import translation
 from llava_mole.training.reading import (
     apply_override,
     beside,
@@ -26,7 +28,7 @@ from llava_mole.training.reading import (
     join,
     read_mapping,
 )
-from llava_mole.training.recipe import DataRecipe, Recipe
+from llava_mole.training.recipe import DataRecipe, Recipe, StageRecipe
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,6 +44,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     values = read_mapping(path, "recipe")
+    owner = whose(values)
+    if owner is not None:
+        raise ConfigError(explain(values, path, owner))
     problems: list[str] = []
     if isinstance(values.get("data"), str):
         values["data"] = read_mapping(beside(values["data"], path), "data")
@@ -104,6 +109,14 @@ def other_methods(cls: type, key: str, path: str) -> str:
     )
 
 
+def foreign(cls: type, key: str) -> str:
+    """What another program's name is here."""
+    found = translation(key)
+    if found is None and cls in (Recipe, StageRecipe) and key in ARGUMENTS:
+        found = "transformers.TrainingArguments'; write it under training:"
+    return f", {found}" if found else ""
+
+
 def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
     """A dataclass from a mapping; problems are collected, and None returned where there are any."""
     if not isinstance(values, dict):
@@ -120,7 +133,8 @@ def build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
-            hint = other_methods(cls, str(key), path) or nearest(str(key), list(fields))
+            hint = other_methods(cls, str(key), path) or foreign(cls, str(key))
+            hint = hint or nearest(str(key), list(fields))
             problems.append(f"{join(path, key)}: unknown key{hint}")
     found = {}
     for name, field in fields.items():
