@@ -43,10 +43,13 @@ class ModelRecipe:
     language_model: str = "starter"
     """"starter", a local folder, or a hub id."""
     language_model_revision: str | None = None
+    """Branch, tag or commit of a hub id; a commit never changes."""
     vision_model: str = "starter"
-    """"starter", an open_clip model name, or "local-dir:FOLDER"."""
+    """"starter", an open_clip model name, "hf-hub:org/name", or "local-dir:FOLDER"."""
     vision_pretrained: str | None = None
     """open_clip tag of the weights, e.g. "openai"."""
+    vision_revision: str | None = None
+    """Branch, tag or commit of a "hf-hub:" tower."""
     vision_layer: int | None = None
     """Token towers: which block's output; LLaVA takes -2. Empty: the last."""
     vision_select: str = "patch"
@@ -54,8 +57,11 @@ class ModelRecipe:
     vision_grid: int | None = field(default=None, metadata={"min": 1})
     """Patches are averaged to grid x grid visual tokens: 4 makes 16 of the starter's 49."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    """From the tower's width to the language model's."""
     parrot: ParrotConfig | None = None
+    """The language-conditioned MoE; a stage with `parrot: true` switches it on."""
     experts: MoleConfig | None = None
+    """The mixture of LoRA experts; null: none."""
     lora: dict[str, Any] | None = None
     """peft.LoraConfig's own arguments, e.g. {r: 16, lora_alpha: 32, target_modules: [q_proj]}."""
     chat_template: str = "qa"
@@ -180,6 +186,7 @@ def build_processor(
         layer=recipe.vision_layer,
         select=recipe.vision_select,
         grid=recipe.vision_grid,
+        revision=recipe.vision_revision,
         dtype=recipe.vision_dtype,
     )
     processor = LlavaMoleProcessor(

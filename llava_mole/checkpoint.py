@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import (
     LoraConfig,
     get_peft_model_state_dict,
@@ -32,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from llava_mole import hub
 from llava_mole.configuration import LlavaMoleConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import replacing_folder, sha256_file, sync
@@ -74,14 +74,7 @@ def locate(name: str, revision: str | None = None, folder: Path | None = None) -
             return candidate
     if Path(name).is_absolute() or name.startswith(".") or name == LANGUAGE_MODEL:
         raise CheckpointError(f"language model {name!r}: no config.json in that folder")
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin"]))
-    except Exception as error:
-        raise CheckpointError(
-            f"language model {name!r} is no local folder and could not be fetched from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or download "
-            "it where the hub is reachable; 'starter' needs no hub."
-        ) from error
+    return hub.fetch(name, revision, what="language model", without=["*.bin", "*.pth", "*.gguf"])
 
 
 def weights_hash(folder: Path) -> str:
@@ -327,10 +320,7 @@ def load_model(
     if not folder.is_dir():
         if folder.is_absolute() or str(path).startswith("."):
             raise CheckpointError(f"{path} does not exist")
-        try:
-            folder = Path(snapshot_download(str(path), revision=revision, token=token))
-        except Exception as error:
-            raise CheckpointError(f"{path} is no local folder and no hub model: {error}") from error
+        folder = hub.fetch(str(path), revision, what="model", token=token)
     if not isinstance(config, LlavaMoleConfig):
         config = read_config(folder)
     dtype = dtype if dtype is not None else torch_dtype

@@ -148,6 +148,7 @@ class ParrotConfig(Part):
     """
 
     num_experts: int = 6
+    """One for each language in the paper; nothing ties them to one."""
     hidden_size: int | None = None
     """Width inside an expert. None: D (Parrot-7B: 4096 = D)."""
     expert: str = "silu_mlp"

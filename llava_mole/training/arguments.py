@@ -8,7 +8,9 @@ from typing import Any
 from transformers import TrainingArguments
 
 from llava_mole.nearest import nearest
+from llava_mole.training.environment import report_problems
 from llava_mole.training.foreign_names import translation
+from llava_mole.training.hub_push import hub_problems
 
 # Set by the stage itself; a recipe that also names them would be silently overruled.
 OWN_ARGUMENTS = {
@@ -26,7 +28,8 @@ OWN_ARGUMENTS = {
 }
 
 
-def check_arguments(values: dict[str, Any], path: str) -> list[str]:
+def check_arguments(values: dict[str, Any], path: str, *, stage: bool = False) -> list[str]:
+    """Problems of a `training:` section; `stage`: of a stage's own."""
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     problems = []
     for key in values:
@@ -36,4 +39,5 @@ def check_arguments(values: dict[str, Any], path: str) -> list[str]:
             problems.append(f"{path}.{key}={values[key]!r}: {theirs}")
         elif key not in known:
             problems.append(f"{path}.{key}: no argument of TrainingArguments{nearest(key, known)}")
+    problems += report_problems(values, path) + hub_problems(values, path, stage=stage)
     return [p if len(p) < 400 else p.split(" (known")[0] for p in problems]

@@ -49,7 +49,7 @@ def cross_checks(recipe: Recipe) -> list[str]:
     for index, stage in enumerate(recipe.stages):
         path = f"stages.{index} ({stage.name})"
         parrot_on = parrot_on or stage.parrot
-        problems += check_arguments(stage.training, f"{path}.training")
+        problems += check_arguments(stage.training, f"{path}.training", stage=True)
         if parrot_on and recipe.model.parrot is None:
             problems.append(f"{path}.parrot=true: model.parrot is empty; describe the module there")
         if parrot_on and stage.kind == "language" and stage.share_prefix:
