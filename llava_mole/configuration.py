@@ -148,6 +148,7 @@ class ParrotConfig(Part):
     """
 
     num_experts: int = 6
+    """One for each language in the paper; nothing ties them to one."""
     hidden_size: int | None = None
     """Width inside an expert. None: D (Parrot-7B: 4096 = D)."""
     expert: str = "silu_mlp"
@@ -203,6 +204,8 @@ class LlavaMoleConfig(PreTrainedConfig):
         text_source: a WeightSource of the frozen language model; None: saved in full.
         vision, projector, parrot, mole: the parts above; `parrot` and `mole` may be None.
         lora: keyword arguments of peft.LoraConfig for plain LoRA, or None.
+        quantization: keyword arguments of transformers.BitsAndBytesConfig by which the referenced
+            language model is packed when it is loaded, or None.
         image_token_id: the placeholder that visual tokens replace.
     """
 
@@ -218,6 +221,7 @@ class LlavaMoleConfig(PreTrainedConfig):
     parrot: dict | None = None
     mole: dict | None = None
     lora: dict | None = None
+    quantization: dict | None = None
     image_token_id: int = 0
     tie_word_embeddings: bool = False
 

@@ -16,12 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llava_mole import hub
 from llava_mole.configuration import VisionConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.hub import HUB_ERRORS, first_line
 
 # The text tower is never used; this one costs nothing and lets open_clip's public class build the
 # vision tower of a full model config.
 TINY_TEXT = {"context_length": 2, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+
+
+HUB = "hf-hub:"
+WEIGHTS_ERRORS: tuple[type[Exception], ...] = (*HUB_ERRORS, RuntimeError)
+"""What open_clip raises where weights cannot be fetched."""
 
 
 class VisionTower(nn.Module):
@@ -129,16 +136,16 @@ def load_vision(
     """A tower with its weights, by name.
 
     Args:
-        model: an open_clip name, "local-dir:FOLDER", or "starter".
+        model: an open_clip name, "hf-hub:org/name", "local-dir:FOLDER", or "starter".
         pretrained: open_clip tag of the weights. Needed with an open_clip name.
         layer, select, grid, dtype: see `VisionConfig`.
-        revision: kept in the reference.
+        revision: of a "hf-hub:" repository; kept in the reference.
 
     Raises:
         ConfigError: unknown name or tag, a tower whose features cannot be read, a layer on a
             convolutional tower.
     """
-    clip, model_cfg = create_clip(model, pretrained)
+    clip, model_cfg = create_clip(model, pretrained, revision)
     preprocess = open_clip.get_model_preprocess_cfg(clip)
     source = WeightSource(name=model, revision=revision)
     config = VisionConfig(
@@ -177,7 +184,9 @@ def load_vision(
     return tower.to(getattr(torch, dtype)), VisionConfig.from_dict(resolved)
 
 
-def create_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
+def create_clip(
+    model: str, pretrained: str | None, revision: str | None = None
+) -> tuple[Any, dict[str, Any]]:
     """An open_clip model and its config; names what to do when the name or tag is unknown."""
     name = model
     if model == "starter":
@@ -188,7 +197,10 @@ def create_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise ConfigError(f"vision.model={model!r}: no open_clip_config.json in {folder}")
-    elif not name.startswith("hf-hub:"):
+    elif name.startswith(HUB):
+        # open_clip would take the newest revision, and go on without weights where none were found.
+        name = f"local-dir:{fetch_tower(model.removeprefix(HUB), revision)}"
+    else:
         if name not in open_clip.list_models():
             raise ConfigError(
                 f"vision.model={model!r} is not an open_clip model; `open_clip.list_models()` "
@@ -202,8 +214,39 @@ def create_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]
             )
         if pretrained not in tags and not Path(pretrained).is_file():
             raise ConfigError(f"vision.pretrained={pretrained!r}: {name} has {', '.join(tags)}")
-    clip = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
+    if revision is not None and not model.startswith(HUB):
+        raise ConfigError(
+            f"vision_revision={revision!r}: only '{HUB}org/name' has revisions, not {model!r}; a "
+            "tag of open_clip names its weights, which are checked by hash when they are reused"
+        )
+    try:
+        clip = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
+    except WEIGHTS_ERRORS as error:
+        if pretrained is None:
+            raise
+        raise CheckpointError(
+            f"vision tower {model!r}: the weights {pretrained!r} could not be fetched "
+            f"({first_line(error)}); download them where there is a network, and give their file "
+            "as model.vision_pretrained"
+        ) from error
     return clip, open_clip.get_model_config(name)
+
+
+def fetch_tower(repository: str, revision: str | None) -> Path:
+    """The folder of a tower on the hub: open_clip's config and safetensors.
+
+    Raises:
+        CheckpointError: it cannot be fetched, or is no open_clip repository.
+    """
+    wanted = ["open_clip_config.json", "open_clip_*.safetensors"]
+    folder = hub.fetch(repository, revision, what="vision tower", only=wanted)
+    for pattern in wanted:
+        if not list(folder.glob(pattern)):
+            raise CheckpointError(
+                f"vision tower {repository!r} has no {pattern} on the hub: choose one that is "
+                "published for open_clip, in safetensors"
+            )
+    return folder
 
 
 @torch.no_grad()
@@ -229,6 +272,7 @@ def load_referenced(config: VisionConfig) -> VisionTower:
         layer=config.layer,
         select=config.select,
         grid=config.grid,
+        revision=config.source["revision"],
         dtype=config.dtype,
     )
     assert found_config.source is not None

@@ -71,6 +71,7 @@ class MoleConfig:
     """What all methods share. Called by this name it builds the class of `method`."""
 
     method: str = "llava_mole"
+    """Which published method mixes the experts; see docs/mole.md."""
     num_experts: PerLayer = 4
     """Per linear. A list gives one number per layer, or per group of layers, from the bottom."""
     r: PerLayer = 16

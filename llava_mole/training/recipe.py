@@ -21,11 +21,15 @@ class KeepRecipe:
     """The `keep:` section of a source: which of its samples take part."""
 
     domains: list[str] | None = None
+    """Those of these domains."""
     languages: list[str] | None = None
+    """Those in these languages, by ISO 639 codes."""
     kinds: list[str] | None = None
+    """Those of these kinds of question."""
     min_bytes: int | None = field(default=None, metadata={"min": 0})
     """Of a sample's text, all turns together, in UTF-8."""
     max_bytes: int | None = field(default=None, metadata={"min": 1})
+    """The other end."""
 
 
 @dataclass
@@ -57,6 +61,7 @@ class SourceRecipe:
     repeat_limit: float | None = field(default=None, metadata={"above": 0})
     """Times a sample may come in a pass; the other sources fill up what this one may not."""
     keep: KeepRecipe = field(default_factory=KeepRecipe)
+    """Which of its samples take part; all where it is empty."""
 
 
 @dataclass
@@ -74,6 +79,7 @@ class DataRecipe:
     """The `data:` section, or a mixture file of its own (`data: data/mixtures/NAME.yaml`)."""
 
     sources: list[SourceRecipe]
+    """The datasets that are mixed."""
     temperature: float = field(default=1.0, metadata={"above": 0})
     """Shares are weight^(1/temperature): 1 keeps them, more evens them out."""
     length: str | int | None = None
@@ -91,6 +97,7 @@ class DataRecipe:
     """Samples beyond max_length: "error" names them all before anything is trained, "drop" leaves
     them out, counted, listed in OUT/left_out.jsonl. Nothing is ever cut."""
     feature_cache: FeatureCacheRecipe | None = None
+    """Keep the frozen tower's features on disk; `{}` takes the defaults."""
 
 
 @dataclass
@@ -106,8 +113,11 @@ class WarmStartRecipe:
     kind: str = "naming"
     """Samples of this kind give the pairs: picture, answer."""
     pictures_per_step: int = field(default=128, metadata={"min": 2})
+    """Each is told apart from all the others of its step."""
     learning_rate: float = field(default=1e-3, metadata={"above": 0})
+    """Of the projector."""
     weight_decay: float = field(default=0.05, metadata={"min": 0})
+    """Of the projector's matrices."""
     temperature: float = field(default=0.07, metadata={"above": 0})
     """Start value; it is learnt."""
     feature_noise: float = field(default=0.2, metadata={"min": 0})
@@ -136,9 +146,11 @@ class StageRecipe:
     """One entry of `stages:`."""
 
     name: str
+    """In messages, in the log, and on the command line: stages.NAME.steps=50."""
     kind: str = field(default="language", metadata={"choices": STAGE_KINDS})
     """"warm_start": projector against names, no language-model pass. "language": next token."""
     steps: int = field(default=100, metadata={"min": 1})
+    """Optimizer steps."""
     passes: float | None = field(default=None, metadata={"above": 0})
     """Over the mixture, in place of steps."""
     learning_rates: dict[str, float] = field(default_factory=dict)
@@ -147,6 +159,7 @@ class StageRecipe:
     pictures_per_step: int = field(default=12, metadata={"min": 1})
     """Rows per micro-batch, of all `workers` together (under torchrun: of each process)."""
     questions_per_picture: int = field(default=6, metadata={"min": 1})
+    """Drawn for each picture of a step, at most as many as it has."""
     share_prefix: bool = True
     """Questions about one picture share its visual tokens. Not with Parrot on."""
     packing: int | None = field(default=None, metadata={"min": 16})
@@ -160,6 +173,7 @@ class StageRecipe:
     kind_weights: dict[str, float] | None = None
     """Instead of data.kind_weights, for this stage."""
     warm_start: WarmStartRecipe = field(default_factory=WarmStartRecipe)
+    """Of a stage of kind warm_start."""
     training: dict[str, Any] = field(default_factory=dict)
     """transformers.TrainingArguments for this stage, over the recipe's own."""
     share_of_time: float | None = field(default=None, metadata={"above": 0, "max": 1})
@@ -171,10 +185,15 @@ class Recipe:
     """A whole recipe."""
 
     output_dir: str
+    """Folder of the run: its log, its stages' checkpoints, and OUT/model."""
     model: ModelRecipe
+    """What is built, from which parts."""
     data: DataRecipe
+    """What it learns from: this section, or the name of a mixture file."""
     stages: list[StageRecipe]
+    """Run one after the other; each starts from what the one before left."""
     seed: int = field(default=0, metadata={"min": 0})
+    """Of new weights, the mixture's order and dropout."""
     minutes: float | None = field(default=None, metadata={"above": 0})
     """Bound on training; each stage's schedule ends within its share of it."""
     threads: int | None = field(default=None, metadata={"min": 1})

@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
+from llava_mole.training import hub_push
 from llava_mole.training.data import TrainingData, read_data, stage_rows
+from llava_mole.training.environment import check_environment
 from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.recipe import Recipe, StageRecipe
 from llava_mole.training.ridge import ridge_start
@@ -131,6 +133,8 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         **recipe.training,
         **stage.training,
     }
+    for key in hub_push.KEYS:
+        options.pop(key, None)  # a run pushes its model, not each stage's folder
     if "save_steps" in {**recipe.training, **stage.training} and options["save_strategy"] == "no":
         options["save_strategy"] = "steps"
     try:
@@ -189,6 +193,9 @@ def run_recipe(
     for stage in recipe.stages:
         if stage.kind == "language":
             training_arguments(recipe, stage, out)  # refused now, not after the warm start
+    check_environment(recipe)
+    push = hub_push.push_of(recipe.training, recipe.output_dir)
+    repository = hub_push.prepare(push) if push is not None and ranks.is_main() else ""
     data = data or read_data(recipe.data, progress=ranks.is_main())
     check_warm_start(recipe, data)
     if ranks.is_main():
@@ -215,13 +222,18 @@ def run_recipe(
                 features.clear()
             continue
         started = time.monotonic()
-        run_stage(recipe, stage, folder, model, processor, data, features)
+        callbacks = []
+        if push is not None and push.strategy == "every_save":
+            callbacks.append(hub_push.PushCheckpoints(push, repository))
+        run_stage(recipe, stage, folder, model, processor, data, features, callbacks)
         save_on_main(model, processor, folder / "model")
         seconds[stage.name] = time.monotonic() - started
         if "vision" in stage.learning_rates:
             features.clear()
     model.eval()
     save_on_main(model, processor, out / "model")
+    if push is not None and ranks.is_main():
+        hub_push.push_finished(push, repository, out / "model")
     return RunResult(model, processor, features, seconds)
 
 
@@ -305,6 +317,7 @@ def run_stage(
     processor: LlavaMoleProcessor,
     data: TrainingData,
     features: FeatureStore,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """One stage, in place; resumes from its last complete checkpoint."""
     log = JsonLog(Path(recipe.output_dir) / "log.jsonl", stage.name)
@@ -379,6 +392,8 @@ def run_stage(
     )
     trainer.add_callback(log)
     trainer.add_callback(TimeBudget(trainer))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     checkpoint = ranks.from_main(latest_checkpoint(folder))
     if ranks.is_main():
         step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
