@@ -11,12 +11,7 @@ Shape symbols used in every tensor docstring:
 Importing this package registers the model and its processor with transformers' Auto classes.
 """
 
-from llava_mole.configuration import LlavaMoleConfig
-from llava_mole.errors import CheckpointError, ConfigError, DataError
-from llava_mole.languages import LANGUAGES
-from llava_mole.modeling import LlavaMoleForConditionalGeneration
-from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
-from llava_mole.registration import register
+from llava_mole.environment import is_asked_for
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,4 +25,16 @@ __all__ = [
     "LlavaMoleProcessor",
 ]
 
-register()
+if not is_asked_for():  # `llava-mole env` answers where what follows cannot be imported
+    try:
+        from llava_mole.configuration import LlavaMoleConfig
+        from llava_mole.errors import CheckpointError, ConfigError, DataError
+        from llava_mole.languages import LANGUAGES
+        from llava_mole.modeling import LlavaMoleForConditionalGeneration
+        from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
+        from llava_mole.registration import register
+
+        register()
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        error.add_note("llava-mole: `llava-mole env` says which package is broken, and the remedy")
+        raise
