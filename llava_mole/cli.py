@@ -24,7 +24,9 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The whole parser, or one whose commands beside `only` know no options: what a command's own
+    module says about its options takes seconds to import, and --help shows no other's."""
     parser = argparse.ArgumentParser(
         prog="llava-mole",
         description="Instruction-tune one vision-language model on many kinds of data, in many "
@@ -79,16 +81,16 @@ def build_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
     )
 
-    from llava_mole import caching
-    from llava_mole.inspection import command as inspection
-
     one = commands.add_parser(
         "inspect",
         help="check a source line by line, and look for benchmarks in it",
-        description=inspection.DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    inspection.add_arguments(one)
+    if only in (None, "inspect"):
+        from llava_mole.inspection import command as inspection
+
+        one.description = inspection.DESCRIPTION
+        inspection.add_arguments(one)
 
     mix = commands.add_parser(
         "mix",
@@ -128,10 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
     cache = commands.add_parser(
         "cache",
         help="compute a frozen tower's features ahead, or list and clear them",
-        description=caching.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    caching.add_arguments(cache)
+    if only in (None, "cache"):
+        from llava_mole import caching
+
+        cache.description = caching.__doc__
+        caching.add_arguments(cache)
 
     chat = commands.add_parser(
         "chat",
@@ -210,10 +215,10 @@ def as_overrides(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Errors of ours end with one message and exit code 2, not with a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if environment.first_word(words) == "env":
+    first = environment.first_word(words)
+    if first == "env":
         return environment_command.main([word for word in words if word != "env"])
-    parser = build_parser()
-    args = parser.parse_args(as_overrides(words))
+    args = build_parser(only=first).parse_args(as_overrides(words))
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
@@ -221,6 +226,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        if args.command in ("train", "quickstart", "mix") and args.config is not None:
+            check_readable(args.config)  # before seconds of imports
+        with environment.pointed_to():
+            from llava_mole.registration import register
+
+            register()
         if args.command in ("train", "quickstart") and os.environ.get("WORLD_SIZE", "1") == "1":
             workers = wanted_workers(args)
             if workers > 1:
@@ -247,6 +258,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def check_readable(config: Path) -> None:
+    """Raises ConfigError for a recipe that is missing, no YAML, or of another program."""
+    from llava_mole.training.reading import read_mapping
+
+    read_mapping(config, "recipe")
 
 
 def wanted_workers(args: argparse.Namespace) -> int:
