@@ -204,6 +204,8 @@ class LlavaMoleConfig(PreTrainedConfig):
         vision, projector, parrot, mole: the parts above; `parrot` and `mole` may be None.
         lora: keyword arguments of peft.LoraConfig for plain LoRA, or None.
         image_token_id: the placeholder that visual tokens replace.
+        provenance: parts, licences and training, for the model card; see `provenance.py`. Nothing
+            is built from it.
     """
 
     model_type = "llava_mole"
@@ -219,6 +221,7 @@ class LlavaMoleConfig(PreTrainedConfig):
     mole: dict | None = None
     lora: dict | None = None
     image_token_id: int = 0
+    provenance: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -24,6 +24,10 @@ from llava_mole.errors import CheckpointError, ConfigError
 TINY_TEXT = {"context_length": 2, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 
 
+SAFE_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+"""What open_clip takes first from a folder, before any pickle."""
+
+
 class VisionTower(nn.Module):
     """Pixels to patch features.
 
@@ -188,6 +192,12 @@ def create_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise ConfigError(f"vision.model={model!r}: no open_clip_config.json in {folder}")
+        safe = [folder / file for file in SAFE_WEIGHTS]
+        if not any(file.is_file() for file in safe):
+            raise CheckpointError(
+                f"vision.model={model!r}: none of {', '.join(SAFE_WEIGHTS)} in {folder}; pickled "
+                "weights (*.bin, *.pt, *.pth) are not loaded"
+            )
     elif not name.startswith("hf-hub:"):
         if name not in open_clip.list_models():
             raise ConfigError(

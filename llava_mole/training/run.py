@@ -37,6 +37,7 @@ from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
 from llava_mole.training.data import TrainingData, read_data, stage_rows
+from llava_mole.training.history import record_data, record_stage
 from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.recipe import Recipe, StageRecipe
 from llava_mole.training.ridge import ridge_start
@@ -199,6 +200,8 @@ def run_recipe(
     features = feature_store(recipe, model, processor)
     if before_training is not None:
         before_training(model, processor, features)
+    record_data(model.config, recipe, data)
+    log = out / "log.jsonl"
     seconds: dict[str, float] = {}
     for number, stage in enumerate(recipe.stages, start=1):
         folder = out / "stages" / f"{number}-{stage.name}"
@@ -211,11 +214,15 @@ def run_recipe(
             from llava_mole.checkpoint import restore
 
             restore(model, folder / "model")
+            record_stage(
+                model.config, recipe, stage, rows_per_step(recipe, stage), out / "log.jsonl"
+            )
             if "vision" in stage.learning_rates:
                 features.clear()
             continue
         started = time.monotonic()
         run_stage(recipe, stage, folder, model, processor, data, features)
+        record_stage(model.config, recipe, stage, rows_per_step(recipe, stage), log)
         save_on_main(model, processor, folder / "model")
         seconds[stage.name] = time.monotonic() - started
         if "vision" in stage.learning_rates:
@@ -295,6 +302,12 @@ def rows_per_process(recipe: Recipe, stage: StageRecipe) -> int:
             f"{workers} workers: choose a multiple, or workers=1"
         )
     return stage.pictures_per_step // workers
+
+
+def rows_per_step(recipe: Recipe, stage: StageRecipe) -> int:
+    """Rows of an optimizer step, all processes and accumulated micro-batches together."""
+    accumulated = {**recipe.training, **stage.training}.get("gradient_accumulation_steps", 1)
+    return rows_per_process(recipe, stage) * ranks.size() * int(accumulated)
 
 
 def run_stage(
