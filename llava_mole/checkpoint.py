@@ -168,6 +168,15 @@ def lora_config(language_model: PreTrainedModel, options: dict[str, Any], base: 
     )
 
 
+def lora_tensors(language_model: PreTrainedModel) -> dict[str, Tensor]:
+    """PEFT's own state. Experts on a linear that has plain LoRA too carry its marks, but are
+    saved by themselves."""
+    state = get_peft_model_state_dict(language_model, adapter_name="default")
+    return {
+        name: tensor for name, tensor in state.items() if BANK not in name and ROUTER not in name
+    }
+
+
 # ---------------------------------------------------------------------- writing
 
 
@@ -245,7 +254,7 @@ def save_model(
             lora_config(model.language_model, config.lora, base_name or "").save_pretrained(
                 str(target)
             )
-            state = get_peft_model_state_dict(model.language_model, adapter_name="default")
+            state = lora_tensors(model.language_model)
             save_file(
                 {f"base_model.model.{k}": v.detach().contiguous().cpu() for k, v in state.items()},
                 target / "adapter_model.safetensors",
@@ -404,8 +413,7 @@ def put_lora(language_model: PreTrainedModel, folder: Path) -> None:
         key.removeprefix("base_model.model."): value
         for key, value in read_own_weights(path).items()
     }
-    expected = get_peft_model_state_dict(language_model, adapter_name="default")
-    check_tensors(tensors, expected, path)
+    check_tensors(tensors, lora_tensors(language_model), path)
     set_peft_model_state_dict(language_model, tensors, adapter_name="default")
 
 
