@@ -9,13 +9,15 @@ Shape symbols used in every tensor docstring:
     V  vocabulary                 L  layers                  Q  question tokens that steer an image
 
 Importing this package registers the model and its processor with transformers' Auto classes. The
-shell's command alone (`llava_mole_cli`) puts that off until a command needs it.
+shell's command alone (`llava_mole_cli`) puts that off until a command needs it; `llava-mole env`
+never does it, for it must answer where it fails.
 """
 
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llava_mole.environment import is_asked_for, pointed_to
 from llava_mole.errors import CheckpointError, ConfigError, DataError
 from llava_mole.languages import LANGUAGES
 from llava_mole.quiet import quieten
@@ -53,5 +55,6 @@ def __getattr__(name: str) -> Any:
 
 
 quieten()
-if "llava_mole_cli" not in sys.modules:
-    import_module(f"{__name__}.registration").register()
+if "llava_mole_cli" not in sys.modules and not is_asked_for():
+    with pointed_to():
+        import_module(f"{__name__}.registration").register()

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from llava_mole import checkpoint, quantization
+from llava_mole import checkpoint, provenance, quantization
 from llava_mole.attention import ATTENTIONS, check_installed
 from llava_mole.configuration import (
     LlavaMoleConfig,
@@ -26,7 +26,7 @@ from llava_mole.configuration import (
 from llava_mole.errors import ConfigError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.config import MoleConfig
-from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
+from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor, load_tokenizer
 from llava_mole.templates import chat_template
 from llava_mole.vision import VisionTower, load_vision
 
@@ -145,6 +145,8 @@ def build_model(
     model = LlavaMoleForConditionalGeneration(
         config, language_model=language_model, vision_tower=tower
     )
+    model.config.provenance = provenance.completed(config)
+    model.licence_folders = provenance.folders(config)
     model.requires_grad_(False)
     model.add_adapters()
     if packed is not None:
@@ -164,7 +166,7 @@ def build_model(
 def context_length(recipe: ModelRecipe) -> int:
     """Tokens that the language model has positions for; its weights are not read."""
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
-    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     return int(config.get_text_config().max_position_embeddings)
 
 
@@ -178,7 +180,7 @@ def build_processor(
         CheckpointError: a part's files are.
     """
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    tokenizer = load_tokenizer(base, local_files_only=True)
     image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
     tower, vision = load_vision(
         from_anywhere(recipe.vision_model, "local-dir:"),

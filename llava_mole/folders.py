@@ -186,6 +186,8 @@ def _no_room_message(folder: Path, needed: int, found: str) -> str:
 
 def sync(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            continue
         if path.is_dir():
             _sync_directory(path)
         else:
@@ -228,7 +230,8 @@ def _exchange(one: Path, other: Path) -> bool:
 @contextmanager
 def replacing_folder(final: Path, drop: Collection[str] = ()) -> Iterator[Path]:
     """Yields an empty sibling folder; on success it takes the place of `final`, on failure nothing
-    of `final` has changed. Files of `final` that were not written anew are kept.
+    of `final` has changed. Files of `final` that were not written anew are kept; links among them
+    stay links. A `final` that is a link is followed, and what it points to is replaced.
 
     Args:
         final: the folder to make or replace.
@@ -237,7 +240,7 @@ def replacing_folder(final: Path, drop: Collection[str] = ()) -> Iterator[Path]:
     Raises:
         CheckpointError: no room on disk; what stood in `final` is still there.
     """
-    final = Path(os.path.abspath(final))
+    final = Path(os.path.realpath(final))
     final.parent.mkdir(parents=True, exist_ok=True)
     building = _sibling(final)
     try:
@@ -245,8 +248,10 @@ def replacing_folder(final: Path, drop: Collection[str] = ()) -> Iterator[Path]:
         if final.is_dir():
             for entry in final.iterdir():
                 if entry.name not in drop and not (building / entry.name).exists():
-                    copy = shutil.copytree if entry.is_dir() else shutil.copy2
-                    copy(entry, building / entry.name)
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.copytree(entry, building / entry.name, symlinks=True)
+                    else:
+                        shutil.copy2(entry, building / entry.name, follow_symlinks=False)
         building.chmod(0o755)
         sync(building)
         if not final.exists():

@@ -1,16 +1,21 @@
 """What must travel with a saved model: notices and model-card lines for the parts inside it.
 
-The wording is ours; the licences themselves are linked, and the Gemma terms are copied beside the
-weights. `THIRD_PARTY.md` tells the same for the repository.
+The wording is ours, but for the sentences that a licence prescribes; the licences themselves are
+linked, and copied where they lie beside a part's weights. `THIRD_PARTY.md` tells the same for the
+repository. A part's licence is what its own folder declares, never a guess from its name.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 GEMMA_TERMS_URL = "https://ai.google.dev/gemma/terms"
 GEMMA_PROHIBITED_USE_URL = "https://ai.google.dev/gemma/prohibited_use_policy"
 GEMMA_TERMS_FILE = "GEMMA_TERMS.html"
 NOTICE_FILE = "NOTICE"
+FOLDER = "licences"
+"""In a model folder: copies of its parts' licence files, a folder for each part."""
 
 FIRST_USE_NOTICE = (
     "The starter's language model is Gemma 3 270M: using it accepts the Gemma Terms of Use "
@@ -20,57 +25,136 @@ FIRST_USE_NOTICE = (
 
 
 @dataclass(frozen=True)
+class Terms:
+    """A licence that a part may be under."""
+
+    name: str
+    url: str
+    asks: str = ""
+    """What the notice says, `{part}` being the part's name; "" : name and link are enough."""
+    permissive: bool = True
+    """Whether what is trained from the part may be under another licence."""
+    needs_copy: bool = False
+    """Whether the licence's text must be handed on."""
+    display: str = ""
+    """A sentence that must be shown prominently."""
+    title_begins: str = ""
+    """How the name of a model that is passed on must begin."""
+
+
+def llama(version: str, url: str, display: str, title: str) -> Terms:
+    """Meta's licences differ in names, not in kind. The attribution sentence is prescribed."""
+    community = "LLAMA 2" if version == "Llama 2" else version
+    return Terms(
+        name=f"{version} Community License",
+        url=url,
+        asks=(
+            f"{version} is licensed under the {community} Community License, Copyright © Meta "
+            "Platforms, Inc. All Rights Reserved.\n\n"
+            "This model is derived from {part}, so that licence and its acceptable use policy "
+            "apply to it. Whoever passes it on has to hand over a copy of the licence and keep "
+            "this notice"
+            + (f', show "{display}" prominently' if display else "")
+            + (f', and give it a name that begins with "{title}"' if title else "")
+            + "."
+        ),
+        permissive=False,
+        needs_copy=True,
+        display=display,
+        title_begins=title,
+    )
+
+
+TERMS: dict[str, Terms] = {
+    "gemma": Terms(
+        name="Gemma Terms of Use",
+        url=GEMMA_TERMS_URL,
+        # The first sentence is the one that the terms prescribe word for word (section 3.1).
+        asks=(
+            "Gemma is provided under and subject to the Gemma Terms of Use found at "
+            "ai.google.dev/gemma/terms\n\n"
+            "This model is derived from {part}, so those terms apply to it and to anything made "
+            f"from it; the current text is at {GEMMA_TERMS_URL}.\n"
+            "Whoever passes this model on, changed or not, has to pass on a copy of the terms and "
+            "this notice, say which files were changed, and bind the recipients to the use "
+            "restrictions of section 3.2: nothing that the prohibited use policy "
+            f"({GEMMA_PROHIBITED_USE_URL}) rules out, and nothing unlawful."
+        ),
+        permissive=False,
+        needs_copy=True,
+    ),
+    "llama2": llama("Llama 2", "https://ai.meta.com/llama/license/", "", ""),
+    "llama3": llama(
+        "Meta Llama 3", "https://www.llama.com/llama3/license/", "Built with Meta Llama 3",
+        "Llama 3",
+    ),
+    "llama3.1": llama(
+        "Llama 3.1", "https://www.llama.com/llama3_1/license/", "Built with Llama", "Llama"
+    ),
+    "llama3.2": llama(
+        "Llama 3.2", "https://www.llama.com/llama3_2/license/", "Built with Llama", "Llama"
+    ),
+    "llama3.3": llama(
+        "Llama 3.3", "https://www.llama.com/llama3_3/license/", "Built with Llama", "Llama"
+    ),
+    "llama4": llama(
+        "Llama 4", "https://www.llama.com/llama4/license/", "Built with Llama", "Llama"
+    ),
+    "apache-2.0": Terms("Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
+    "mit": Terms("MIT License", "https://opensource.org/license/mit"),
+    "bsd-3-clause": Terms("BSD 3-Clause License", "https://opensource.org/license/bsd-3-clause"),
+    "cc-by-4.0": Terms("CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/"),
+}  # fmt: skip
+"""By the identifier that model cards use. Others are passed on by name and link."""
+
+
+@dataclass(frozen=True)
 class Part:
-    """A third-party part that a saved model contains or was trained on."""
+    """A third-party part that a saved model contains, refers to or was trained on."""
 
     name: str
     """as a reader of the notice would look for it"""
-    licence: str
-    """the identifier used on a model card: `gemma`, `apache-2.0`, `cc-by-sa-4.0`, `unicode-3.0`"""
-    statement: str
-    """what the notice says about it"""
+    licence: str | None = None
+    """the identifier used on a model card; None: its folder declares none"""
+    licence_name: str | None = None
+    """beside `other`: what the licence calls itself"""
+    licence_link: str | None = None
+    see: str = ""
+    """where to look, in words or as a link"""
+    remark: str = ""
+    """what else the notice says about it"""
+
+    @property
+    def terms(self) -> Terms | None:
+        return None if self.licence is None else TERMS.get(self.licence)
+
+    @property
+    def called(self) -> str:
+        """The licence in words, with its link: for notices, cards and messages."""
+        if self.licence is None:
+            return f"unknown: see {self.see}" if self.see else "unknown"
+        name = self.terms.name if self.terms else self.licence_name or self.licence
+        link = self.licence_link or (self.terms.url if self.terms else None)
+        if link is not None and "://" in link:
+            return f"{name} ({link})"
+        where = link or self.see
+        return f"{name}: see {where}" if where and not self.terms else name
+
+    @property
+    def statement(self) -> str:
+        """What the notice says about it."""
+        asked = self.terms.asks.format(part=self.name) if self.terms else ""
+        lines = [asked or f"Licence: {self.called}.", self.remark]
+        return "\n".join(line for line in lines if line)
 
 
-GEMMA = Part(
-    name="Gemma 3 270M",
-    licence="gemma",
-    # The first sentence is the one that the terms prescribe word for word (section 3.1).
-    statement=(
-        "Gemma is provided under and subject to the Gemma Terms of Use found at "
-        "ai.google.dev/gemma/terms\n\n"
-        "This model is derived from Gemma 3 270M, so those terms apply to it and to anything made "
-        f"from it. A copy is in {GEMMA_TERMS_FILE}; the current text is at {GEMMA_TERMS_URL}.\n"
-        "Whoever passes this model on, changed or not, has to pass on that copy and this notice, "
-        "say which files were changed, and bind the recipients to the use restrictions of section "
-        f"3.2: nothing that the prohibited use policy ({GEMMA_PROHIBITED_USE_URL}) rules out, and "
-        "nothing unlawful."
-    ),
-)
+GEMMA = Part("Gemma 3 270M", "gemma", remark=f"A copy of the terms is in {GEMMA_TERMS_FILE}.")
 EFFICIENTNET_LITE0 = Part(
-    name="EfficientNet-Lite0",
-    licence="apache-2.0",
-    statement=(
-        "Vision encoder: EfficientNet-Lite0, weights under the Apache License 2.0 "
-        "(https://www.apache.org/licenses/LICENSE-2.0), packaged by ML Illustrated, copyright "
-        "2020, trained on ImageNet. Changed here: tensors renamed to timm's names, the 1,000-class "
-        "classifier left out."
-    ),
-)
-OPENMOJI = Part(
-    name="OpenMoji",
-    licence="cc-by-sa-4.0",
-    statement=(
-        "Training pictures: OpenMoji, https://openmoji.org, the open-source emoji and icon "
-        "project, CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). Pictures, "
-        "tables and screenshots that show them need this attribution and stay CC BY-SA 4.0."
-    ),
-)
-UNICODE_CLDR = Part(
-    name="Unicode CLDR",
-    licence="unicode-3.0",
-    statement=(
-        "Names of the pictures: Unicode CLDR annotations, copyright Unicode, Inc., Unicode "
-        "License v3 (https://www.unicode.org/license.txt)."
+    "EfficientNet-Lite0",
+    "apache-2.0",
+    remark=(
+        "Vision encoder, packaged by ML Illustrated, copyright 2020, trained on ImageNet. Changed "
+        "here: tensors renamed to timm's names, the 1,000-class classifier left out."
     ),
 )
 STARTER_PARTS = (GEMMA, EFFICIENTNET_LITE0)
@@ -80,7 +164,7 @@ def notice_text(parts: Iterable[Part], changes: Iterable[str]) -> str:
     """The NOTICE file of a saved model.
 
     Args:
-        parts: what the folder contains or was trained on.
+        parts: what the folder contains, refers to or was trained on.
         changes: what was done to the weights, one line each ("experts trained on …"). The Gemma
             terms ask that changed files say so.
     """
@@ -91,23 +175,24 @@ def notice_text(parts: Iterable[Part], changes: Iterable[str]) -> str:
     return "NOTICE\n======\n\n" + "\n".join(sections)
 
 
-def model_card_front_matter(
-    parts: Iterable[Part], *, languages: Iterable[str], base_model: str | None = None
-) -> str:
-    """The YAML block that opens a model card, `---` lines included.
+def whole_licence(parts: Sequence[Part]) -> dict[str, str]:
+    """`license`, `license_name` and `license_link` of a model made from these parts.
 
-    The licence is `gemma` as soon as Gemma is among the parts (a derivative keeps its terms), else
-    `apache-2.0`.
+    One part whose terms bind what is made from it: those. Several such, or a part whose licence is
+    unknown: "other", with the NOTICE to read. Else Apache-2.0, this project's own.
     """
-    gemma = any(part.licence == GEMMA.licence for part in parts)
-    lines = [
-        "---",
-        f"license: {'gemma' if gemma else 'apache-2.0'}",
-        "library_name: transformers",
-        "pipeline_tag: image-text-to-text",
-    ]
-    if base_model is not None:
-        lines.append(f"base_model: {base_model}")
-    lines += ["language:", *(f"- {language}" for language in languages)]
-    lines += ["tags:", "- llava-mole", "- mixture-of-lora-experts", "---"]
-    return "\n".join(lines) + "\n"
+    binding = {part.licence: part for part in parts if not (part.terms and part.terms.permissive)}
+    if not binding:
+        return {"license": "apache-2.0"}
+    if len(binding) > 1 or None in binding:
+        name = "unknown" if list(binding) == [None] else "several"
+        return {"license": "other", "license_name": name, "license_link": NOTICE_FILE}
+    (part,) = binding.values()
+    assert part.licence is not None
+    found = {"license": part.licence}
+    if part.licence_name is not None:
+        found["license_name"] = part.licence_name
+    if part.terms is None:
+        link = part.licence_link
+        found["license_link"] = link if link and "://" in link else NOTICE_FILE
+    return found

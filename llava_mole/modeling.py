@@ -14,6 +14,7 @@ Loading and saving are in `checkpoint.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"vocabulary of {config.text_config.vocab_size}"
             )
         self.mole: RouteContext | None = None
+        self.licence_folders: dict[str, Path] = {}  # part -> where its licence files lie
         # transformers would initialise every part again; each has done so itself.
         for module in self.modules():
             module._is_hf_initialized = True

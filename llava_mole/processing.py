@@ -79,6 +79,18 @@ class Encoded:
         return sum(label != IGNORE for label in self.labels)
 
 
+def load_tokenizer(source: Any, **options: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer of a folder or the hub; Python files that lie beside it are not run.
+
+    Raises:
+        CheckpointError: there is none, or it would need them.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"tokenizer in {source} cannot be loaded: {error}") from error
+
+
 class LlavaMoleProcessor(ProcessorMixin):
     """Tokenizer and image processor of one model.
 
@@ -130,7 +142,7 @@ class LlavaMoleProcessor(ProcessorMixin):
                 f"{pretrained_model_name_or_path}/processor_config.json has no image_processor"
             )
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+        tokenizer = load_tokenizer(pretrained_model_name_or_path, **hub)
         return [LlavaMoleImageProcessor(described["preprocess"]), tokenizer]
 
     # ------------------------------------------------------------------ text to tokens

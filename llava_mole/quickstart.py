@@ -30,6 +30,7 @@ from llava_mole.evaluation.figures import figures
 from llava_mole.evaluation.heldout import evaluate_held_out
 from llava_mole.evaluation.report import Report, evaluate_conditions, render_table
 from llava_mole.evaluation.results import render
+from llava_mole.modelcard import refresh_card
 from llava_mole.starter import ensure_starter
 from llava_mole.training.data import read_data
 from llava_mole.training.run import run_recipe
@@ -199,6 +200,7 @@ def run_quickstart(
     beside = out / "report.json.tmp"
     beside.write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
     os.replace(beside, out / "report.json")
+    refresh_card(out / "model")
     console.print(render_table(reports["before"].tables, "before training"))
     console.print(render_table(reports["after"].tables, "after training"))
     console.print(render(figures(heldout), "lettered questions on unseen pictures, circular"))

@@ -11,11 +11,11 @@ Every source file is pinned by its SHA-256 before anything reads it.
 import importlib.util
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava_mole.cache_folder import default_cache as default_cache
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import build_folder, file_hashes, find_damage, sha256_file
 from llava_mole.licences import (
@@ -104,14 +104,6 @@ class StarterPaths:
     """files that must be copied into any folder that contains a model made from these parts"""
     sha256: dict[str, str]
     """hash of each file by its path under `root`, as the manifest tells it"""
-
-
-def default_cache() -> Path:
-    """$LLAVA_MOLE_CACHE, else $XDG_CACHE_HOME/llava-mole, else ~/.cache/llava-mole."""
-    if own := os.environ.get("LLAVA_MOLE_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "llava-mole"
 
 
 def ensure_starter(

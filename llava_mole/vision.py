@@ -29,6 +29,8 @@ TINY_TEXT = {"context_length": 2, "vocab_size": 8, "width": 8, "heads": 1, "laye
 HUB = "hf-hub:"
 WEIGHTS_ERRORS: tuple[type[Exception], ...] = (*HUB_ERRORS, RuntimeError)
 """What open_clip raises where weights cannot be fetched."""
+SAFE_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+"""What open_clip takes first from a folder, before any pickle."""
 
 
 class VisionTower(nn.Module):
@@ -197,6 +199,12 @@ def create_clip(
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise ConfigError(f"vision.model={model!r}: no open_clip_config.json in {folder}")
+        safe = [folder / file for file in SAFE_WEIGHTS]
+        if not any(file.is_file() for file in safe):
+            raise CheckpointError(
+                f"vision.model={model!r}: none of {', '.join(SAFE_WEIGHTS)} in {folder}; pickled "
+                "weights (*.bin, *.pt, *.pth) are not loaded"
+            )
     elif name.startswith(HUB):
         # open_clip would take the newest revision, and go on without weights where none were found.
         name = f"local-dir:{fetch_tower(model.removeprefix(HUB), revision)}"

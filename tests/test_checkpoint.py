@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from llava_mole import LlavaMoleForConditionalGeneration, LlavaMoleProcessor
 from llava_mole.building import ModelRecipe, build_model
 from llava_mole.checkpoint import restore
-from llava_mole.configuration import LlavaMoleConfig
+from llava_mole.configuration import LlavaMoleConfig, ParrotConfig, ProjectorConfig
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.mole import MoleConfig
 from tests.helpers import (
@@ -32,6 +32,7 @@ from tests.helpers import (
     write_language_model,
     write_tower,
 )
+from tests.mole.arms import ARMS, ONE_OF_EACH
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EVERYTHING = {"mole": True, "lora": True, "parrot": True}
@@ -194,6 +195,73 @@ def test_the_auto_classes_need_no_more_than_the_import(saved: Path) -> None:
     assert done.returncode == 0, done.stderr
     expected = "LlavaMoleForConditionalGeneration LlavaMoleProcessor True"
     assert done.stdout.splitlines()[-1] == expected
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "parts by reference": {},
+    "parts in full": {"include_frozen": True},
+    "everything by reference": EVERYTHING,
+    "everything in full": {**EVERYTHING, "include_frozen": True},
+    "convolutional tower by reference": {"tower": "cnn"},
+    "convolutional tower in full": {"tower": "cnn", "include_frozen": True},
+    "Parrot as released": {"parrot": ParrotConfig.released(num_experts=3, hidden_size=16)},
+    "Parrot, top-k": {"parrot": ParrotConfig(num_experts=3, hidden_size=16, top_k=2)},
+    "linear projector": {"projector": ProjectorConfig(type="linear")},
+    "radial basis projector": {"projector": ProjectorConfig(type="rbf", units=5)},
+    "bfloat16": {**EVERYTHING, "dtype": "bfloat16"},
+    "a trained language model": {**EVERYTHING, "trained": "language_model"},
+    "a trained tower": {**EVERYTHING, "trained": "vision_tower"},
+} | {f"experts of {name}": {"mole": ARMS[name].config(), "lora": True} for name in ONE_OF_EACH}
+
+
+def test_every_kind_of_folder_gives_the_same_logits_in_a_process_of_its_own(
+    tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Nothing but `import llava_mole` and the folder: all kinds in one process, for speed."""
+    expected = {}
+    for number, (kind, wanted) in enumerate(KINDS.items()):
+        options = dict(wanted)
+        in_full, trained = options.pop("include_frozen", False), options.pop("trained", None)
+        released = kind == "Parrot as released"
+        model, processor = tiny_model(
+            "llama", **options, **({"vision_select": "cls_patch"} if released else {})
+        )
+        if options.get("projector", ProjectorConfig()).type == "rbf":
+            torch.nn.init.normal_(model.projector.centres)
+        if trained is not None:
+            part = getattr(model, trained)
+            part.requires_grad_(True)
+            with torch.no_grad():
+                next(part.parameters()).mul_(1.5)
+        model.save_pretrained(tmp_path / str(number), processor=processor, include_frozen=in_full)
+        expected[str(number)] = logits(model, processor).contiguous()
+    program = f"""
+        import sys
+        import torch
+        from safetensors.torch import save_file
+        import llava_mole
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+        sys.path.insert(0, {str(REPOSITORY)!r})
+        from tests.helpers import assistant, picture, training_batch, user
+        chat = [user("What is it?", picture(1)), assistant("a cat")]
+        found = {{}}
+        for number in {sorted(expected)!r}:
+            folder = {str(tmp_path)!r} + "/" + number
+            model = AutoModelForImageTextToText.from_pretrained(folder)
+            processor = AutoProcessor.from_pretrained(folder)
+            with torch.no_grad():
+                logits = model(**training_batch(processor, [chat])).logits
+            found[number] = logits.contiguous()
+        save_file(found, {str(tmp_path / "found.safetensors")!r})
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = load_file(tmp_path / "found.safetensors")
+    for (kind, _), number in zip(KINDS.items(), expected, strict=True):
+        assert_close(found[number], expected[number], rtol=0, atol=0, msg=kind)
 
 
 # ---------------------------------------------------------------------- damage, by name

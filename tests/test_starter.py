@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from skimage import data as photos
 from transformers import AutoConfig, AutoTokenizer
 
+from llava_mole.cache_folder import default_cache
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.starter import (
     FOLDER,
@@ -24,7 +25,6 @@ from llava_mole.starter import (
     VISION_WEIGHTS,
     StarterPaths,
     check_source,
-    default_cache,
     ensure_starter,
     package_folder,
     write_vision,

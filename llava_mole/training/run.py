@@ -39,6 +39,7 @@ from llava_mole.starter import default_cache
 from llava_mole.training import hub_push
 from llava_mole.training.data import TrainingData, read_data, stage_rows
 from llava_mole.training.environment import check_environment
+from llava_mole.training.history import record_data, record_stage
 from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.recipe import Recipe, StageRecipe
 from llava_mole.training.ridge import ridge_start
@@ -206,6 +207,8 @@ def run_recipe(
     features = feature_store(recipe, model, processor)
     if before_training is not None:
         before_training(model, processor, features)
+    record_data(model.config, recipe, data)
+    log = out / "log.jsonl"
     seconds: dict[str, float] = {}
     for number, stage in enumerate(recipe.stages, start=1):
         folder = out / "stages" / f"{number}-{stage.name}"
@@ -218,6 +221,9 @@ def run_recipe(
             from llava_mole.checkpoint import restore
 
             restore(model, folder / "model")
+            record_stage(
+                model.config, recipe, stage, rows_per_step(recipe, stage), out / "log.jsonl"
+            )
             if "vision" in stage.learning_rates:
                 features.clear()
             continue
@@ -226,6 +232,7 @@ def run_recipe(
         if push is not None and push.strategy == "every_save":
             callbacks.append(hub_push.PushCheckpoints(push, repository))
         run_stage(recipe, stage, folder, model, processor, data, features, callbacks)
+        record_stage(model.config, recipe, stage, rows_per_step(recipe, stage), log)
         save_on_main(model, processor, folder / "model")
         seconds[stage.name] = time.monotonic() - started
         if "vision" in stage.learning_rates:
@@ -307,6 +314,12 @@ def rows_per_process(recipe: Recipe, stage: StageRecipe) -> int:
             f"{workers} workers: choose a multiple, or workers=1"
         )
     return stage.pictures_per_step // workers
+
+
+def rows_per_step(recipe: Recipe, stage: StageRecipe) -> int:
+    """Rows of an optimizer step, all processes and accumulated micro-batches together."""
+    accumulated = {**recipe.training, **stage.training}.get("gradient_accumulation_steps", 1)
+    return rows_per_process(recipe, stage) * ranks.size() * int(accumulated)
 
 
 def run_stage(
