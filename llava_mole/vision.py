@@ -243,7 +243,9 @@ def plan_vision(
             **config.to_dict(),
             "width": probe.shape[2],
             "num_patches": probe.shape[1] - 1,
-            "preprocess": {k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.items()},
+            "preprocess": {
+                k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.items()
+            },
         }
     )
 
