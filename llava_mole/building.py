@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from llava_mole import checkpoint
+from llava_mole import checkpoint, quantization
+from llava_mole.attention import ATTENTIONS, check_installed
 from llava_mole.configuration import (
     LlavaMoleConfig,
     ParrotConfig,
@@ -67,7 +68,12 @@ class ModelRecipe:
     """Of the language model. Adapters, projector and routers are float32 and compute in this."""
     vision_dtype: str = "float32"
     """Of the tower."""
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = field(default="sdpa", metadata={"choices": ATTENTIONS})
+    """Of the language model. flex_attention trains on accelerators only; flash_attention_2 needs
+    its package and takes neither share_prefix nor packing."""
+    quantization: dict[str, Any] | None = None
+    """transformers.BitsAndBytesConfig's own arguments for the frozen language model, e.g.
+    {load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}."""
 
 
 def from_anywhere(name: str, scheme: str = "") -> str:
@@ -94,9 +100,16 @@ def build_model(
         CheckpointError: a part's files are.
     """
     dtype = getattr(torch, recipe.dtype)
+    check_installed(recipe.attn_implementation, recipe.dtype)
+    packed = None
+    if recipe.quantization is not None:
+        packed = quantization.resolved(recipe.quantization, recipe.dtype)
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     language_model = checkpoint.load_language_model(
-        base, dtype=dtype, attn_implementation=recipe.attn_implementation
+        base,
+        dtype=dtype,
+        attn_implementation=recipe.attn_implementation,
+        quantization=packed,
     )
     processor, tower, vision = build_processor(recipe)
     tokenizer = processor.tokenizer
@@ -106,9 +119,12 @@ def build_model(
             f"tokenizer of {recipe.language_model!r} has {len(tokenizer)} tokens, the embedding "
             f"only {vocabulary} rows: they do not belong together, or the embedding was not resized"
         )
+    # A copy: a config sets its attention implementation on its sub-configs.
+    text_config = copy.deepcopy(language_model.config)
+    if packed is not None:
+        del text_config.quantization_config  # said once, in `quantization`
     config = LlavaMoleConfig(
-        # A copy: a config sets its attention implementation on its sub-configs.
-        text_config=copy.deepcopy(language_model.config),
+        text_config=text_config,
         text_source=WeightSource(
             from_anywhere(recipe.language_model),
             recipe.language_model_revision,
@@ -119,6 +135,7 @@ def build_model(
         parrot=recipe.parrot.to_dict() if recipe.parrot else None,
         mole=recipe.experts.to_dict() if recipe.experts else None,
         lora=recipe.lora,
+        quantization=packed,
         image_token_id=processor.image_token_id,
     )
     model = LlavaMoleForConditionalGeneration(
@@ -126,6 +143,8 @@ def build_model(
     )
     model.requires_grad_(False)
     model.add_adapters()
+    if packed is not None:
+        model.to(language_model.device)  # a packed base is where it was packed
     # A base model has these tokens too, untrained; stopping at one costs nothing.
     known = [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN]
     stops = {token for token in known if token not in (None, tokenizer.unk_token_id)}

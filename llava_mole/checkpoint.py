@@ -41,6 +41,7 @@ from llava_mole.mole.hooks import BANK, ROUTER
 from llava_mole.mole.io import check_tensors, put_experts
 from llava_mole.mole.io import load as load_experts
 from llava_mole.mole.io import save as save_experts
+from llava_mole.quantization import keep_layout, to_config
 from llava_mole.vision import build_structure, load_referenced
 
 OWN_WEIGHTS = "model.safetensors"
@@ -95,16 +96,26 @@ def weights_hash(folder: Path) -> str:
 
 
 def load_language_model(
-    folder: Path, *, dtype: Any = None, attn_implementation: str | None = None
+    folder: Path,
+    *,
+    dtype: Any = None,
+    attn_implementation: str | None = None,
+    quantization: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
     """A Hugging Face causal language model from a local folder.
 
+    Args:
+        quantization: keyword arguments of BitsAndBytesConfig; None loads the weights as they are.
+
     Raises:
         CheckpointError: unreadable, or weights are missing in it.
+        ConfigError: it cannot be quantised so, or not here.
     """
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        options["quantization_config"] = to_config(quantization, folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
@@ -116,6 +127,8 @@ def load_language_model(
             f"language model in {folder}: missing {sorted(report['missing_keys'])[:3]}, of another "
             f"shape {sorted(report['mismatched_keys'])[:3]}"
         )
+    if quantization is not None:
+        keep_layout(model)
     return model
 
 
@@ -138,6 +151,12 @@ def lora_config(language_model: PreTrainedModel, options: dict[str, Any], base: 
     return LoraConfig(
         task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True, **options
     )
+
+
+def lora_tensors(language_model: PreTrainedModel) -> dict[str, Tensor]:
+    """The plain LoRA's own, as PEFT names them; experts on the same linears are no part of it."""
+    state = get_peft_model_state_dict(language_model, adapter_name="default")
+    return {k: v for k, v in state.items() if BANK not in k and ROUTER not in k}
 
 
 # ---------------------------------------------------------------------- writing
@@ -198,6 +217,11 @@ def save_model(
     base_name = (config.text_source or {}).get("name")
     if full_tower:
         config.vision = {**vision.to_dict(), "source": None}
+    if full_language and config.quantization is not None:
+        raise CheckpointError(
+            "a quantised language model is saved by reference only: its packed weights are not "
+            "those it was made from. Load the base without model.quantization to save it in full"
+        )
     with replacing_folder(final, drop=(LANGUAGE_MODEL, "adapters")) as building:
         save_file(own_tensors(model, full_tower), building / OWN_WEIGHTS, metadata={"format": "pt"})
         if full_language:
@@ -215,7 +239,7 @@ def save_model(
             lora_config(model.language_model, config.lora, base_name or "").save_pretrained(
                 str(target)
             )
-            state = get_peft_model_state_dict(model.language_model, adapter_name="default")
+            state = lora_tensors(model.language_model)
             save_file(
                 {f"base_model.model.{k}": v.detach().contiguous().cpu() for k, v in state.items()},
                 target / "adapter_model.safetensors",
@@ -320,7 +344,10 @@ def load_model(
             f"trained on {source.sha256[:12]}…: use the same weights"
         )
     language_model = load_language_model(
-        base, dtype=asked or config.text_config.dtype, attn_implementation=attn_implementation
+        base,
+        dtype=asked or config.text_config.dtype,
+        attn_implementation=attn_implementation,
+        quantization=config.quantization,
     )
     check_same_language_model(language_model.config, config.text_config, base)
 
@@ -348,6 +375,8 @@ def load_model(
     model.name_or_path = str(path)
     if device_map is not None:
         model.to(one_device(device_map))
+    elif config.quantization is not None:
+        model.to(language_model.device)  # a packed base is where it was packed
     return model.eval()
 
 
@@ -372,8 +401,7 @@ def put_lora(language_model: PreTrainedModel, folder: Path) -> None:
         key.removeprefix("base_model.model."): value
         for key, value in read_own_weights(path).items()
     }
-    expected = get_peft_model_state_dict(language_model, adapter_name="default")
-    check_tensors(tensors, expected, path)
+    check_tensors(tensors, lora_tensors(language_model), path)
     set_peft_model_state_dict(language_model, tensors, adapter_name="default")
 
 

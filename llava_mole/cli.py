@@ -22,7 +22,9 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The whole parser, or one whose commands beside `only` know no options: what a command's own
+    module says about its options takes seconds to import, and --help shows no other's."""
     parser = argparse.ArgumentParser(
         prog="llava-mole",
         description="Instruction-tune one vision-language model on many kinds of data, in many "
@@ -77,16 +79,16 @@ def build_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
     )
 
-    from llava_mole import caching
-    from llava_mole.inspection import command as inspection
-
     one = commands.add_parser(
         "inspect",
         help="check a source line by line, and look for benchmarks in it",
-        description=inspection.DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    inspection.add_arguments(one)
+    if only in (None, "inspect"):
+        from llava_mole.inspection import command as inspection
+
+        one.description = inspection.DESCRIPTION
+        inspection.add_arguments(one)
 
     mix = commands.add_parser(
         "mix",
@@ -126,10 +128,13 @@ def build_parser() -> argparse.ArgumentParser:
     cache = commands.add_parser(
         "cache",
         help="compute a frozen tower's features ahead, or list and clear them",
-        description=caching.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    caching.add_arguments(cache)
+    if only in (None, "cache"):
+        from llava_mole import caching
+
+        cache.description = caching.__doc__
+        caching.add_arguments(cache)
 
     chat = commands.add_parser(
         "chat",
@@ -200,16 +205,21 @@ def as_overrides(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Errors of ours end with one message and exit code 2, not with a traceback."""
-    parser = build_parser()
-    args = parser.parse_args(as_overrides(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = next((word for word in words if not word.startswith("-")), "")
+    args = build_parser(only=first).parse_args(as_overrides(words))
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
         force=True,
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if args.command in ("train", "quickstart", "mix") and args.config is not None:
+            check_readable(args.config)  # before seconds of imports
+        from llava_mole.registration import register
+
+        register()
         if args.command in ("train", "quickstart") and os.environ.get("WORLD_SIZE", "1") == "1":
             workers = wanted_workers(args)
             if workers > 1:
@@ -237,6 +247,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def check_readable(config: Path) -> None:
+    """Raises ConfigError for a recipe that is missing, no YAML, or of another program."""
+    from llava_mole.training.reading import read_mapping
+
+    read_mapping(config, "recipe")
 
 
 def wanted_workers(args: argparse.Namespace) -> int:

@@ -203,6 +203,8 @@ class LlavaMoleConfig(PreTrainedConfig):
         text_source: a WeightSource of the frozen language model; None: saved in full.
         vision, projector, parrot, mole: the parts above; `parrot` and `mole` may be None.
         lora: keyword arguments of peft.LoraConfig for plain LoRA, or None.
+        quantization: keyword arguments of transformers.BitsAndBytesConfig by which the referenced
+            language model is packed when it is loaded, or None.
         image_token_id: the placeholder that visual tokens replace.
     """
 
@@ -218,6 +220,7 @@ class LlavaMoleConfig(PreTrainedConfig):
     parrot: dict | None = None
     mole: dict | None = None
     lora: dict | None = None
+    quantization: dict | None = None
     image_token_id: int = 0
     tie_word_embeddings: bool = False
 

@@ -15,12 +15,18 @@ the picture; and every family of models takes its masks in its own way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedConfig
 
+from llava_mole.attention import mask_problem
 from llava_mole.errors import ConfigError
+
+Mask = TypeVar("Mask", Tensor, BlockMask)
 
 # How a family's decoder takes a ready-made mask: one 4-D tensor for all layers, or a dict by layer
 # type. Handing the wrong one is silent (a dropped sliding window), so only families that a test
@@ -42,9 +48,9 @@ def check_supported(text_config: PreTrainedConfig, key: str = "share_prefix") ->
             f"{', '.join(sorted(ONE_MASK | MASK_BY_LAYER_TYPE))}, not for {family!r}; "
             f"set {key}: {'null' if key == 'packing' else 'false'}"
         )
-    attention = text_config._attn_implementation
-    if attention not in ("sdpa", "eager", None):
-        raise ConfigError(f"{key} needs model.attn_implementation sdpa or eager, not {attention!r}")
+    problem = mask_problem(text_config._attn_implementation, key)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def tree_positions(segment_ids: Tensor, tree_ids: Tensor | None = None) -> Tensor:
@@ -96,7 +102,7 @@ def tree_masks(
     positions: Tensor,
     dtype: torch.dtype,
     tree_ids: Tensor | None = None,
-) -> Tensor | dict[str, Tensor]:
+) -> Tensor | BlockMask | dict[str, Tensor] | dict[str, BlockMask]:
     """What to hand this family's decoder as `attention_mask`.
 
     Args:
@@ -106,14 +112,59 @@ def tree_masks(
             eager attention).
 
     Returns:
-        (B, 1, T, T), or a dict of such by layer type.
+        (B, 1, T, T), or a dict of such by layer type. Under flex_attention a BlockMask of that
+        shape, which holds no (T, T) tensor.
 
     Raises:
         ConfigError: see `check_supported`.
     """
+    if text_config._attn_implementation == "flex_attention":
+        return _by_layer(
+            text_config, lambda window: block_mask(segment_ids, positions, window, tree_ids)
+        )
     return _by_layer(
-        text_config, lambda window: visibility(segment_ids, positions, window, tree_ids), dtype
+        text_config,
+        lambda window: additive(visibility(segment_ids, positions, window, tree_ids), dtype),
     )
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, queries, keys) of what is visible -> (B, 1, queries, keys), 0 where it is.
+
+    Additive, for a boolean 4-D mask is silently wrong under eager attention.
+    """
+    allowed = allowed.unsqueeze(1)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def block_mask(
+    segment_ids: Tensor,
+    positions: Tensor,
+    window: int | None = None,
+    tree_ids: Tensor | None = None,
+) -> BlockMask:
+    """`visibility` as flex_attention takes it: a function of two places of a row, from which
+    blocks that nobody sees are left out. `visibility` is its readable twin."""
+    trees = torch.zeros_like(segment_ids) if tree_ids is None else tree_ids
+    far = segment_ids.shape[1] if window is None else window
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own, other = segment_ids[row, query], segment_ids[row, key]
+        distance = positions[row, query] - positions[row, key]
+        allowed = ((own == other) | (other == 0)) & (own >= 0) & (other >= 0)
+        allowed = allowed & (distance >= 0) & (distance < far)
+        return (allowed & (trees[row, query] == trees[row, key])) | (query == key)
+
+    rows, length = segment_ids.shape
+    # Compiled, the (T, T) tensor that the blocks are counted from is never made.
+    make = compiled_block_mask() if segment_ids.is_cuda else create_block_mask
+    return make(visible, rows, None, length, length, segment_ids.device)
+
+
+@cache
+def compiled_block_mask() -> Callable[..., BlockMask]:
+    return torch.compile(create_block_mask)
 
 
 def step_masks(
@@ -144,29 +195,21 @@ def step_masks(
             allowed = allowed & (distance < window)
         return allowed | itself
 
-    return _by_layer(text_config, visible, dtype)
+    # flex_attention adds such a mask to its scores.
+    return _by_layer(text_config, lambda window: additive(visible(window), dtype))
 
 
 def _by_layer(
-    text_config: PreTrainedConfig, visible: Callable[[int | None], Tensor], dtype: torch.dtype
-) -> Tensor | dict[str, Tensor]:
-    """Additive masks of what is visible under a window, (B, 1, queries, keys), in the family's way.
-
-    Additive, for a boolean 4-D mask is silently wrong under eager attention.
-    """
+    text_config: PreTrainedConfig, masked: Callable[[int | None], Mask]
+) -> Mask | dict[str, Mask]:
+    """Masks of what is visible under a window, in the family's way: one, or by layer type."""
     check_supported(text_config)
-
-    def additive(window: int | None) -> Tensor:
-        allowed = visible(window).unsqueeze(1)
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return mask.masked_fill(~allowed, torch.finfo(dtype).min)
-
     # Foreign configs: a family without windows does not have the key at all.
     window = text_config.sliding_window if hasattr(text_config, "sliding_window") else None
     if text_config.model_type in ONE_MASK:
-        return additive(window)
+        return masked(window)
     kinds = {"full_attention": None, "sliding_attention": window}
     unknown = sorted(set(text_config.layer_types) - set(kinds))
     if unknown:
         raise ConfigError(f"share_prefix: layer types {unknown} are not known; set it to false")
-    return {kind: additive(kinds[kind]) for kind in sorted(set(text_config.layer_types))}
+    return {kind: masked(kinds[kind]) for kind in sorted(set(text_config.layer_types))}

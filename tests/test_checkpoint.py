@@ -21,6 +21,7 @@ from llava_mole.building import ModelRecipe, build_model
 from llava_mole.checkpoint import restore
 from llava_mole.configuration import LlavaMoleConfig
 from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.mole import MoleConfig
 from tests.helpers import (
     FAMILIES,
     assistant,
@@ -422,3 +423,17 @@ def test_restore_puts_a_folders_weights_into_a_model_of_the_same_shape(
     assert not torch.allclose(logits(model, processor), expected)
     restore(model, saved)
     assert_close(logits(model, processor), expected, rtol=0, atol=0)
+
+
+def test_experts_on_the_linears_of_a_plain_lora_are_saved_apart_from_it(
+    tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    """MoLA puts experts on attention too."""
+    model, processor = tiny_model(mole=MoleConfig(method="mola", num_experts=2, r=2), lora=True)
+    model.save_pretrained(tmp_path / "model", processor=processor)
+    plain = load_file(tmp_path / "model" / "adapters" / "lora" / "adapter_model.safetensors")
+    assert plain
+    assert not [name for name in plain if "mole" in name]
+    again = LlavaMoleForConditionalGeneration.from_pretrained(tmp_path / "model")
+    ids = torch.tensor([[1, 20, 30, 40]])
+    assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)

@@ -1,5 +1,8 @@
 """The command line's own reading of its words."""
 
+import subprocess
+import sys
+
 import pytest
 
 from llava_mole.cli import as_overrides, build_parser
@@ -24,3 +27,61 @@ def test_an_answer_needs_room_for_a_token(number: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         build_parser().parse_args(["chat", "--model", "m", "--max-new-tokens", number])
     assert "--max-new-tokens" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- quick answers
+
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "open_clip", "numpy")
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "quickstart"),
+        (["train", "--help"], 0, "--dry-run"),
+        (["trian"], 2, "invalid choice: 'trian'"),
+        (["train"], 2, "--config"),
+        (["train", "--config", "no/recipe.yaml"], 2, "no/recipe.yaml not found"),
+    ],
+)
+def test_help_and_plain_mistakes_are_answered_before_anything_heavy_is_imported(
+    words: list[str], code: int, said: str
+) -> None:
+    program = (
+        "import sys, llava_mole_cli\n"
+        f"sys.argv[1:] = {words!r}\n"
+        "try:\n    code = llava_mole_cli.main()\n"
+        "except SystemExit as stop:\n    code = stop.code\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])\n"
+        "raise SystemExit(code)"
+    )
+    found = python("-c", program)
+    assert found.returncode == code, found.stderr
+    assert said in found.stdout + found.stderr
+    assert "heavy: []" in found.stdout
+
+
+def test_importing_the_package_registers_the_model_and_says_nothing() -> None:
+    found = python(
+        "-c",
+        "import llava_mole; from transformers import AutoConfig; "
+        "print(AutoConfig.for_model('llava_mole').model_type, llava_mole.LlavaMoleProcessor)",
+    )
+    assert found.stdout.startswith("llava_mole <class"), found.stderr
+    # bitsandbytes warns of an optional kernel wherever it is imported.
+    assert found.stderr == ""
+
+
+def test_a_command_registers_the_model_itself() -> None:
+    program = (
+        "import sys, llava_mole_cli\nsys.argv[1:] = ['env']\n"
+        "llava_mole_cli.main()\nfrom transformers import AutoConfig\n"
+        "AutoConfig.for_model('llava_mole')"
+    )
+    found = python("-c", program)
+    assert found.returncode == 0, found.stderr
+    assert "torch" in found.stdout

@@ -176,13 +176,6 @@ def test_every_family_that_is_allowed_is_proved_here() -> None:
     assert set(FAMILIES) == ONE_MASK | MASK_BY_LAYER_TYPE
 
 
-def test_another_attention_is_refused() -> None:
-    config = AutoConfig.for_model("llama")
-    config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ConfigError, match=r"share_prefix needs model\.attn_implementation sdpa"):
-        check_supported(config)
-
-
 def test_an_unknown_layer_type_is_refused() -> None:
     config = AutoConfig.for_model("qwen3", num_hidden_layers=1, layer_types=["chunked_attention"])
     with pytest.raises(ConfigError, match="chunked_attention"):

@@ -20,8 +20,8 @@ from llava_mole.data.sample import ImageRef, Sample
 from llava_mole.data.sources import SourceSpec, open_source, split_path
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.processing import Encoded, LlavaMoleProcessor
+from llava_mole.training.checks import source_names
 from llava_mole.training.recipe import DataRecipe, Recipe, SourceRecipe, StageRecipe
-from llava_mole.training.schema import source_names
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from llava_mole.data.sample import Sample
 from llava_mole.errors import ConfigError
 from llava_mole.processing import Encoded, LlavaMoleProcessor
 from llava_mole.training.data import TrainingData, encode_sample, planned_rows, read_data
-from llava_mole.training.schema import load_mixture, load_recipe, read_mapping
+from llava_mole.training.reading import read_mapping
+from llava_mole.training.schema import load_mixture, load_recipe
 
 MANY_PASSES = 4
 """Passes over the same data that are nearly as good as fresh data (Muennighoff et al. 2023)."""

@@ -7,6 +7,7 @@ from torch import nn
 from llava_mole.errors import ConfigError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.hooks import BANK, ROUTER
+from llava_mole.quantization import numbers
 
 PARTS = ("vision", "projector", "parrot", "experts", "routers", "lora", "language_model")
 
@@ -66,8 +67,8 @@ def count_parameters(model: LlavaMoleForConditionalGeneration) -> list[tuple[str
     """(part, total, trainable) per part that the model has."""
     rows = []
     for part, parameters in parameters_by_part(model).items():
-        total = sum(p.numel() for p in parameters.values())
-        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
+        total = sum(numbers(p) for p in parameters.values())
+        trained = sum(numbers(p) for p in parameters.values() if p.requires_grad)
         if total:
             rows.append((part, total, trained))
     return rows

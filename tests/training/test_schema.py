@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from llava_mole.errors import ConfigError
-from llava_mole.training.schema import load_recipe, read_mapping
+from llava_mole.training.reading import read_mapping
+from llava_mole.training.schema import load_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -1,0 +1,19 @@
+"""What the shell's `llava-mole` runs: --help and mistakes are answered before torch is imported.
+
+`import llava_mole` registers the model with transformers' Auto classes, which takes seconds. Where
+this module is loaded first, the package leaves that to the command that needs it (`cli.main`).
+"""
+
+from __future__ import annotations
+
+
+def main() -> int:
+    from llava_mole.cli import main as command_line
+
+    return command_line()
+
+
+if __name__ == "__main__":
+    import llava_mole_cli  # by its name: that is what the package looks for
+
+    raise SystemExit(llava_mole_cli.main())
