@@ -26,13 +26,11 @@ from llava_mole.configuration import (
 from llava_mole.errors import ConfigError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.config import MoleConfig
+from llava_mole.placeholder import placeholder
 from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor, load_tokenizer
 from llava_mole.templates import chat_template
-from llava_mole.vision import VisionTower, load_vision
+from llava_mole.vision import RESIZES, VisionTower, load_vision
 
-# Tokens that vocabularies reserve and text never holds, in order of preference. Adding a token
-# instead would grow the embedding matrix for one placeholder.
-RESERVED = ("<image>", "<|image_pad|>", "<unused0>", "<|reserved_special_token_0|>", "<|fim_pad|>")
 END_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>")
 
 
@@ -54,6 +52,10 @@ class ModelRecipe:
     """Token towers: which block's output; LLaVA takes -2. Empty: the last."""
     vision_select: str = "patch"
     """"patch", or "cls_patch" as Parrot's released code."""
+    vision_resize: str | None = field(default=None, metadata={"choices": RESIZES})
+    """How a picture becomes the tower's square: "longest" pads it with the mean colour, as LLaVA
+    and Parrot do; "shortest" cuts its ends off; "squash" changes its proportions. Empty: as
+    published with the tower's weights, which is "shortest" for CLIP."""
     vision_grid: int | None = field(default=None, metadata={"min": 1})
     """Patches are averaged to grid x grid visual tokens: 4 makes 16 of the starter's 49."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
@@ -67,7 +69,7 @@ class ModelRecipe:
     chat_template: str = "qa"
     """A name from llava_mole/templates.py, or "tokenizer" for the tokenizer's own."""
     image_token: str | None = None
-    """A reserved token of the vocabulary; found by itself for common families."""
+    """A token that text never holds; found by itself, see placeholder.py."""
     dtype: str = "bfloat16"
     """Of the language model. Adapters, projector and routers are float32 and compute in this."""
     vision_dtype: str = "float32"
@@ -181,7 +183,8 @@ def build_processor(
     """
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     tokenizer = load_tokenizer(base, local_files_only=True)
-    image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
+    rows = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config().vocab_size
+    image_token = placeholder(tokenizer, rows, recipe.image_token)
     tower, vision = load_vision(
         from_anywhere(recipe.vision_model, "local-dir:"),
         recipe.vision_pretrained,
@@ -189,6 +192,7 @@ def build_processor(
         select=recipe.vision_select,
         grid=recipe.vision_grid,
         revision=recipe.vision_revision,
+        resize=recipe.vision_resize,
         dtype=recipe.vision_dtype,
     )
     processor = LlavaMoleProcessor(
@@ -213,13 +217,3 @@ def template_source(name: str, tokenizer: PreTrainedTokenizerBase, image_token: 
             "no label mask can be made; name one of llava_mole/templates.py"
         )
     return own
-
-
-def find_token(tokenizer: PreTrainedTokenizerBase, candidates: tuple[str, ...], key: str) -> str:
-    vocabulary = tokenizer.get_vocab()
-    for token in candidates:
-        if token in vocabulary:
-            return token
-    raise ConfigError(
-        f"model.{key}: none of {', '.join(candidates)} is in the vocabulary; name a reserved token"
-    )

@@ -79,6 +79,7 @@ def tower_store(model: ModelRecipe, folder: Path, max_bytes: int) -> FeatureStor
         layer=model.vision_layer,
         select=model.vision_select,
         grid=model.vision_grid,
+        resize=model.vision_resize,
         dtype=model.vision_dtype,
     )
     if (device := torch.accelerator.current_accelerator(check_available=True)) is not None:

@@ -8,6 +8,7 @@ map is read with `trunk.forward_features` and flattened, row by row.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from llava_mole.configuration import VisionConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.hub import HUB_ERRORS, first_line
 
+RESIZES = ("shortest", "longest", "squash")
+"""open_clip's ways from a picture to the tower's square."""
 # The text tower is never used; this one costs nothing and lets open_clip's public class build the
 # vision tower of a full model config.
 TINY_TEXT = {"context_length": 2, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
@@ -132,6 +135,7 @@ def load_vision(
     layer: int | None = None,
     select: str = "patch",
     grid: int | None = None,
+    resize: str | None = None,
     revision: str | None = None,
     dtype: str = "float32",
 ) -> tuple[VisionTower, VisionConfig]:
@@ -142,13 +146,14 @@ def load_vision(
         pretrained: open_clip tag of the weights. Needed with an open_clip name.
         layer, select, grid, dtype: see `VisionConfig`.
         revision: of a "hf-hub:" repository; kept in the reference.
+        resize: one of RESIZES instead of what the weights were published with.
 
     Raises:
         ConfigError: unknown name or tag, a tower whose features cannot be read, a layer on a
             convolutional tower.
     """
     clip, model_cfg = create_clip(model, pretrained, revision)
-    preprocess = open_clip.get_model_preprocess_cfg(clip)
+    preprocess = resized(open_clip.get_model_preprocess_cfg(clip), resize)
     source = WeightSource(name=model, revision=revision)
     config = VisionConfig(
         model=model,
@@ -186,10 +191,76 @@ def load_vision(
     return tower.to(getattr(torch, dtype)), VisionConfig.from_dict(resolved)
 
 
-def create_clip(
-    model: str, pretrained: str | None, revision: str | None = None
-) -> tuple[Any, dict[str, Any]]:
-    """An open_clip model and its config; names what to do when the name or tag is unknown."""
+def resized(preprocess: dict[str, Any], resize: str | None) -> dict[str, Any]:
+    """open_clip's preprocessing with another resize_mode; "longest" pads with the mean colour,
+    which is zero after normalisation (LLaVA's `expand2square`)."""
+    if resize is None:
+        return preprocess
+    fill = [int(255 * channel) for channel in preprocess["mean"]]
+    return {**preprocess, "resize_mode": resize, "fill_color": fill if resize == "longest" else 0}
+
+
+def plan_vision(
+    model: str,
+    pretrained: str | None = None,
+    *,
+    layer: int | None = None,
+    select: str = "patch",
+    grid: int | None = None,
+    resize: str | None = None,
+    dtype: str = "float32",
+) -> VisionConfig:
+    """What `load_vision` would find, without the tower's weights: `build_structure` builds it.
+
+    Args: as `load_vision`.
+
+    Raises:
+        ConfigError: unknown name or tag.
+    """
+    name, tag = find_tower(model, pretrained)
+    preprocess = dict(vars(open_clip.transform.PreprocessCfg()))
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        described = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        model_cfg, published = described["model_cfg"], described.get("preprocess_cfg", {})
+    elif name.startswith(HUB):
+        raise ConfigError(
+            f"vision.model={model!r}: a tower of the hub is known once it was downloaded; name an "
+            "open_clip model, or a folder"
+        )
+    else:
+        model_cfg = open_clip.get_model_config(name)
+        published = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    preprocess = open_clip.transform.merge_preprocess_dict(preprocess, published)
+    config = VisionConfig(
+        model=model, pretrained=pretrained, layer=layer, select=select, grid=grid,
+        model_cfg=model_cfg, dtype=dtype,
+    )  # fmt: skip
+    with torch.device("meta"), torch.no_grad():
+        tower = build_structure(config).eval()
+        size = getattr(tower.visual, "image_size", preprocess["size"])
+        height, width = (size, size) if isinstance(size, int) else size
+        blank = torch.zeros(1, 3, height, width, dtype=getattr(torch, dtype))
+        config = VisionConfig.from_dict(
+            {**config.to_dict(), "features": feature_kind(tower.visual, blank)}
+        )
+        tower = VisionTower(tower.visual, config)
+        probe = tower(blank)
+    preprocess = resized({**preprocess, "size": size}, resize)
+    return VisionConfig.from_dict(
+        {
+            **config.to_dict(),
+            "width": probe.shape[2],
+            "num_patches": probe.shape[1] - 1,
+            "preprocess": {
+                k: list(v) if isinstance(v, tuple) else v for k, v in preprocess.items()
+            },
+        }
+    )
+
+
+def find_tower(model: str, pretrained: str | None) -> tuple[str, str | None]:
+    """The name that open_clip knows a tower by, and its tag; says what to do when it has none."""
     name = model
     if model == "starter":
         from llava_mole.starter import ensure_starter
@@ -199,16 +270,7 @@ def create_clip(
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise ConfigError(f"vision.model={model!r}: no open_clip_config.json in {folder}")
-        safe = [folder / file for file in SAFE_WEIGHTS]
-        if not any(file.is_file() for file in safe):
-            raise CheckpointError(
-                f"vision.model={model!r}: none of {', '.join(SAFE_WEIGHTS)} in {folder}; pickled "
-                "weights (*.bin, *.pt, *.pth) are not loaded"
-            )
-    elif name.startswith(HUB):
-        # open_clip would take the newest revision, and go on without weights where none were found.
-        name = f"local-dir:{fetch_tower(model.removeprefix(HUB), revision)}"
-    else:
+    elif not name.startswith(HUB):
         if name not in open_clip.list_models():
             raise ConfigError(
                 f"vision.model={model!r} is not an open_clip model; `open_clip.list_models()` "
@@ -222,11 +284,29 @@ def create_clip(
             )
         if pretrained not in tags and not Path(pretrained).is_file():
             raise ConfigError(f"vision.pretrained={pretrained!r}: {name} has {', '.join(tags)}")
-    if revision is not None and not model.startswith(HUB):
+    return name, pretrained
+
+
+def create_clip(
+    model: str, pretrained: str | None, revision: str | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """An open_clip model with its weights, and its config."""
+    name, _ = find_tower(model, pretrained)
+    if revision is not None and not name.startswith(HUB):
         raise ConfigError(
             f"vision_revision={revision!r}: only '{HUB}org/name' has revisions, not {model!r}; a "
             "tag of open_clip names its weights, which are checked by hash when they are reused"
         )
+    if name.startswith(HUB):
+        # open_clip would take the newest revision, and go on without weights where none were found.
+        name = f"local-dir:{fetch_tower(model.removeprefix(HUB), revision)}"
+    elif name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if not any((folder / file).is_file() for file in SAFE_WEIGHTS):
+            raise CheckpointError(
+                f"vision.model={model!r}: none of {', '.join(SAFE_WEIGHTS)} in {folder}; pickled "
+                "weights (*.bin, *.pt, *.pth) are not loaded"
+            )
     try:
         clip = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
     except WEIGHTS_ERRORS as error:

@@ -95,7 +95,7 @@ def _of_recipe(path: Path) -> tuple[LlavaMoleProcessor, int | None]:
 
 
 def _of_folder(folder: Path, tokens_per_image: int) -> tuple[LlavaMoleProcessor, int | None]:
-    from llava_mole.building import RESERVED, find_token
+    from llava_mole.placeholder import placeholder
     from llava_mole.templates import chat_template
 
     if not folder.is_dir():
@@ -110,7 +110,7 @@ def _of_folder(folder: Path, tokens_per_image: int) -> tuple[LlavaMoleProcessor,
         raise ConfigError(
             f"--tokenizer {folder}: no tokenizer that can be loaded ({str(error).splitlines()[0]})"
         ) from error
-    image_token = find_token(tokenizer, RESERVED, "image_token")
+    image_token = placeholder(tokenizer, len(tokenizer) + 1)  # lengths only: no model will see it
     own = tokenizer.chat_template
     usable = isinstance(own, str) and "generation %}" in own
     processor = LlavaMoleProcessor(

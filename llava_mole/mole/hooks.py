@@ -49,7 +49,7 @@ class Banks(nn.ModuleDict):
     def attach(self, linear: nn.Module) -> None:
         linear.add_module(BANK, self)
         linear.register_forward_pre_hook(self.before_linear)
-        linear.register_forward_hook(self.after_linear)
+        linear.register_forward_hook(self.after_linear, always_call=True)
 
     def put(self, name: str, bank: ExpertBank, router: Router, own_router: bool) -> None:
         self[name] = bank
@@ -93,9 +93,23 @@ class Banks(nn.ModuleDict):
         self._fused = True
         return (x.detach(), *args[1:])
 
-    def after_linear(self, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def after_linear(
+        self, linear: nn.Module, args: tuple[Any, ...], output: Tensor | None
+    ) -> Tensor | None:
+        """Add what the banks say; drop the linear's own routes, also where it did not finish (see
+        `Routers.after_block`)."""
         x, self._input = self._input, None
-        assert x is not None
+        try:
+            if output is None:
+                return None
+            assert x is not None
+            return self.add(linear, x, output)
+        finally:
+            for name, (router,) in self.routers.items():
+                if self.own_router[name]:
+                    router.current = None
+
+    def add(self, linear: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         weight = linear.weight if self._fused else None
         for name, (router,) in self.routers.items():
             route = router.current
@@ -110,8 +124,6 @@ class Banks(nn.ModuleDict):
                 )
             output = self[name](x, route, output, weight)
             weight = None  # the linear's own gradient goes once
-            if self.own_router[name]:
-                router.current = None
         return output
 
 
@@ -168,7 +180,7 @@ class Routers(nn.ModuleDict):
     def attach(self, scope: nn.Module) -> None:
         scope.add_module(ROUTER, self)
         scope.register_forward_pre_hook(self.before_block, with_kwargs=True)
-        scope.register_forward_hook(self.after_block)
+        scope.register_forward_hook(self.after_block, always_call=True)
 
     def put(self, name: str, router: Router, shape: Shape | None, block_scope: bool) -> None:
         self[name] = router
@@ -248,12 +260,17 @@ class Routers(nn.ModuleDict):
         return Layout(route.indices, len(shape.ranks), kernel)
 
     def after_block(self, block: nn.Module, args: Any, output: Any) -> Any:
-        """Restore the order of the tokens; drop the routes, so that nothing outlives its pass."""
+        """Restore the order of the tokens; drop the routes, so that nothing outlives its pass.
+
+        Also called, with output None, where the block did not finish: activation checkpointing
+        computes a block anew up to the last tensor it needs and leaves it there. A route that
+        stayed would keep the whole block's activations until the next step.
+        """
         for name in self.block_scope:
             if self.block_scope[name]:
                 self[name].current = None  # type: ignore[assignment]
         layout, self._layout = self._layout, None
-        if layout is None:
+        if layout is None or output is None:
             return None
         if not isinstance(output, Tensor) or output.numel() // output.shape[-1] != len(layout.rows):
             raise ConfigError(

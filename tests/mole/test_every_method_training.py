@@ -17,6 +17,8 @@ from llava_mole.mole import (
     router_parameters,
     router_step,
 )
+from llava_mole.mole.hooks import Banks
+from llava_mole.mole.router import Router
 from tests.helpers import gradients, random_ids
 from tests.mole.arms import (
     ARMS,
@@ -53,6 +55,20 @@ def test_activation_checkpointing_changes_nothing(name: str) -> None:
     assert len(set(names)) == len(names) > 0
     assert_close(counts_again, counts, **EXACT)
     assert bool(counts) is ("smora" in name)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_a_block_that_checkpointing_computes_anew_leaves_no_graph_behind(name: str) -> None:
+    """It is left at the last tensor that is needed: hooks that only run after a whole block would
+    leave its route there, and with it everything the block computed."""
+    model = build(name).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    step(model, batch("right"))
+    for module in model.modules():
+        if isinstance(module, Router):
+            assert module.current is None
+        if isinstance(module, Banks):
+            assert module._input is None
 
 
 @pytest.mark.parametrize("name", WITH_LOSSES)
