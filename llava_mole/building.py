@@ -26,12 +26,18 @@ from llava_mole.errors import ConfigError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.config import MoleConfig
 from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
-from llava_mole.templates import chat_template
+from llava_mole.templates.choosing import end_of_turn, template_source
 from llava_mole.vision import VisionTower, load_vision
 
 # Tokens that vocabularies reserve and text never holds, in order of preference. Adding a token
 # instead would grow the embedding matrix for one placeholder.
-RESERVED = ("<image>", "<|image_pad|>", "<unused0>", "<|reserved_special_token_0|>", "<|fim_pad|>")
+RESERVED = (
+    *("<image>", "<|image_pad|>", "<unused0>", "<|reserved_special_token_0|>", "<|fim_pad|>"),
+    # Phi 3, Phi 4, Mistral v3 (SentencePiece and Tekken)
+    *("<|placeholder1|>", "<|dummy_0|>", "[control_8]", "<SPECIAL_20>"),
+    # Llama 2 and Vicuna reserve none; with bytes to fall back on, this never occurs either.
+    "<unk>",
+)
 END_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>")
 
 
@@ -58,7 +64,8 @@ class ModelRecipe:
     lora: dict[str, Any] | None = None
     """peft.LoraConfig's own arguments, e.g. {r: 16, lora_alpha: 32, target_modules: [q_proj]}."""
     chat_template: str = "qa"
-    """A name from llava_mole/templates.py, or "tokenizer" for the tokenizer's own."""
+    """A name from llava_mole/templates/formats (docs/templates.md), the path of a .jinja file, or
+    "tokenizer" for the tokenizer's own."""
     image_token: str | None = None
     """A reserved token of the vocabulary; found by itself for common families."""
     dtype: str = "bfloat16"
@@ -127,7 +134,7 @@ def build_model(
     # A base model has these tokens too, untrained; stopping at one costs nothing.
     known = [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN]
     stops = {token for token in known if token not in (None, tokenizer.unk_token_id)}
-    stops.add(tokenizer.eos_token_id)
+    stops |= {tokenizer.eos_token_id, end_of_turn(processor)}
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(stop for stop in stops if stop is not None),
@@ -172,19 +179,6 @@ def build_processor(
         chat_template=template_source(recipe.chat_template, tokenizer, image_token),
     )
     return processor, tower, vision
-
-
-def template_source(name: str, tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:
-    """Raises ConfigError if the tokenizer's own template cannot give a label mask."""
-    if name != "tokenizer":
-        return chat_template(name, image_token=image_token)
-    own = tokenizer.chat_template
-    if not isinstance(own, str) or "generation %}" not in own:
-        raise ConfigError(
-            "chat_template='tokenizer': the tokenizer's template has no {% generation %} marks, so "
-            "no label mask can be made; name one of llava_mole/templates.py"
-        )
-    return own
 
 
 def find_token(tokenizer: PreTrainedTokenizerBase, candidates: tuple[str, ...], key: str) -> str:

@@ -97,6 +97,7 @@ def _of_recipe(path: Path) -> tuple[LlavaMoleProcessor, int | None]:
 def _of_folder(folder: Path, tokens_per_image: int) -> tuple[LlavaMoleProcessor, int | None]:
     from llava_mole.building import RESERVED, find_token
     from llava_mole.templates import chat_template
+    from llava_mole.templates.choosing import template_source
 
     if not folder.is_dir():
         raise ConfigError(f"--tokenizer {folder}: no such folder")
@@ -111,14 +112,16 @@ def _of_folder(folder: Path, tokens_per_image: int) -> tuple[LlavaMoleProcessor,
             f"--tokenizer {folder}: no tokenizer that can be loaded ({str(error).splitlines()[0]})"
         ) from error
     image_token = find_token(tokenizer, RESERVED, "image_token")
-    own = tokenizer.chat_template
-    usable = isinstance(own, str) and "generation %}" in own
+    try:
+        source = template_source("tokenizer", tokenizer, image_token)
+    except ConfigError:
+        source = chat_template("qa", image_token=image_token)
     processor = LlavaMoleProcessor(
         LlavaMoleImageProcessor({}),
         tokenizer,
         tokens_per_image=tokens_per_image,
         image_token=image_token,
-        chat_template=own if usable else chat_template("qa", image_token=image_token),
+        chat_template=source,
     )
     return processor, _limit(tokenizer.model_max_length)
 

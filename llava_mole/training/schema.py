@@ -23,6 +23,7 @@ from llava_mole.data.shares import PlannedSource, mixture_problems
 from llava_mole.errors import ConfigError
 from llava_mole.mole import MoleConfig
 from llava_mole.mole.methods import METHODS, method_class
+from llava_mole.templates import name_problem
 from llava_mole.training.parts import PARTS
 from llava_mole.training.recipe import (
     DataRecipe,
@@ -323,6 +324,10 @@ def cross_checks(recipe: Recipe) -> list[str]:
         problems.append(
             f"model.dtype={recipe.model.dtype!r}: allowed are bfloat16, float16, float32"
         )
+    template = recipe.model.chat_template
+    if template != "tokenizer" and not template.endswith(".jinja"):
+        problem = name_problem(template)
+        problems += [] if problem is None else [f"model.{problem}; docs/templates.md adds one"]
     parrot_on = False
     for index, stage in enumerate(recipe.stages):
         path = f"stages.{index} ({stage.name})"
