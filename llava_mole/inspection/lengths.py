@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoProcessor, AutoTokenizer
 
+from llava_mole.data.collator import check_supervised
 from llava_mole.data.sample import Sample
 from llava_mole.errors import ConfigError
 from llava_mole.inspection.findings import Finding
@@ -34,9 +35,11 @@ class Measure:
         """(tokens of the sample, what does not fit).
 
         Raises:
-            DataError: the text holds the placeholder token itself.
+            DataError: the text holds the placeholder token itself, the chat template refuses the
+                turns, or learns nothing of them.
         """
         encoded = self.processor.encode(sample.messages())
+        check_supervised(sample.source, encoded)
         length = len(encoded.input_ids)
         if self.max_length is None or length <= self.max_length:
             return length, None
