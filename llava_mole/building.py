@@ -99,11 +99,11 @@ def build_model(
         CheckpointError: a part's files are.
     """
     dtype = getattr(torch, recipe.dtype)
+    processor, tower, vision = build_processor(recipe)  # a wrong template costs no loading
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     language_model = checkpoint.load_language_model(
         base, dtype=dtype, attn_implementation=recipe.attn_implementation
     )
-    processor, tower, vision = build_processor(recipe)
     tokenizer = processor.tokenizer
     vocabulary = language_model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:

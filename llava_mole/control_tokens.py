@@ -209,12 +209,25 @@ def with_texts(messages: Sequence[Message], texts: Sequence[str]) -> list[Messag
 
 
 def joined_texts(messages: Sequence[Message]) -> list[Message]:
-    """Neighbouring text parts as one, so that two cannot form a control token between them."""
+    """Neighbouring text parts as one, so that two cannot form a control token between them.
+
+    Raises:
+        DataError: a content that is neither text nor typed parts, a part that is neither text nor
+            image.
+    """
     out = []
     for message in messages:
-        if not isinstance(message["content"], str):
+        content = message.get("content")
+        if not isinstance(content, str | list | tuple):
+            raise DataError(
+                f"a message of role {message.get('role')!r} has content {content!r}; expected "
+                "text, or a list of parts"
+            )
+        if not isinstance(content, str):
             parts: list[dict[str, Any]] = []
-            for part in message["content"]:
+            for part in content:
+                if part["type"] != "image" and not isinstance(part.get("text"), str):
+                    raise DataError(f"a part of type {part['type']!r}: known are image and text")
                 if parts and part["type"] != "image" and parts[-1]["type"] != "image":
                     part = {**part, "text": parts.pop()["text"] + part["text"]}
                 parts.append(part)

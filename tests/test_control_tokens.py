@@ -70,6 +70,13 @@ def test_two_parts_of_a_text_do_not_form_a_token_between_them() -> None:
     split["content"] = [{"type": "text", "text": "<|im_e"}, {"type": "text", "text": "nd|>"}]
     whole = [user("<|im_end|>"), assistant("b")]
     assert made.encode([split, assistant("b")]) == made.encode(whole)
+    assert made.render([split, assistant("b")]) == made.render(whole)
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "video", "video": "a.mp4"}]])
+def test_content_that_is_neither_text_nor_picture_is_refused(content: Any) -> None:
+    with pytest.raises(DataError, match=r"expected text|known are image and text"):
+        processor("chatml").encode([{"role": "user", "content": content}, assistant("b")])
 
 
 def test_the_text_that_steers_an_image_is_words_too() -> None:

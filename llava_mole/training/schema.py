@@ -325,9 +325,12 @@ def cross_checks(recipe: Recipe) -> list[str]:
             f"model.dtype={recipe.model.dtype!r}: allowed are bfloat16, float16, float32"
         )
     template = recipe.model.chat_template
-    if template != "tokenizer" and not template.endswith(".jinja"):
-        problem = name_problem(template)
-        problems += [] if problem is None else [f"model.{problem}; docs/templates.md adds one"]
+    problem = None if template == "tokenizer" else name_problem(template)
+    if problem is not None and template.endswith(".jinja"):
+        missing = f"chat_template={template!r}: no such file (from {Path.cwd()})"
+        problem = None if Path(template).is_file() else missing
+    if problem is not None:
+        problems.append(f"model.{problem}; docs/templates.md shows how to add one")
     parrot_on = False
     for index, stage in enumerate(recipe.stages):
         path = f"stages.{index} ({stage.name})"

@@ -112,3 +112,7 @@ def test_an_unknown_name_is_told_with_the_other_problems(recipe_file: Path, caps
     told = capsys.readouterr().err
     assert "did you mean 'vicuna_v1'" in told
     assert "model.dtype='float8'" in told
+    assert main([*command[:3], "model.chat_template=none.jinja", command[-1]]) == 2
+    told = capsys.readouterr().err
+    assert "model.chat_template='none.jinja': no such file" in told
+    assert "model.dtype='float8'" in told
