@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig
 
 from llava_mole import checkpoint, provenance, quantization
 from llava_mole.attention import ATTENTIONS, check_installed
@@ -28,7 +28,7 @@ from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.config import MoleConfig
 from llava_mole.placeholder import placeholder
 from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor, load_tokenizer
-from llava_mole.templates import chat_template
+from llava_mole.templates.choosing import end_of_turn, template_source
 from llava_mole.vision import RESIZES, VisionTower, load_vision
 
 END_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>")
@@ -67,7 +67,8 @@ class ModelRecipe:
     lora: dict[str, Any] | None = None
     """peft.LoraConfig's own arguments, e.g. {r: 16, lora_alpha: 32, target_modules: [q_proj]}."""
     chat_template: str = "qa"
-    """A name from llava_mole/templates.py, or "tokenizer" for the tokenizer's own."""
+    """A name from llava_mole/templates/formats (docs/templates.md), the path of a .jinja file, or
+    "tokenizer" for the tokenizer's own."""
     image_token: str | None = None
     """A token that text never holds; found by itself, see placeholder.py."""
     dtype: str = "bfloat16"
@@ -110,6 +111,7 @@ def build_model(
     packed = None
     if recipe.quantization is not None:
         packed = quantization.resolved(recipe.quantization, recipe.dtype)
+    processor, tower, vision = build_processor(recipe)  # a wrong template costs no loading
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     language_model = checkpoint.load_language_model(
         base,
@@ -117,7 +119,6 @@ def build_model(
         attn_implementation=recipe.attn_implementation,
         quantization=packed,
     )
-    processor, tower, vision = build_processor(recipe)
     tokenizer = processor.tokenizer
     vocabulary = language_model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
@@ -156,7 +157,7 @@ def build_model(
     # A base model has these tokens too, untrained; stopping at one costs nothing.
     known = [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN]
     stops = {token for token in known if token not in (None, tokenizer.unk_token_id)}
-    stops.add(tokenizer.eos_token_id)
+    stops |= {tokenizer.eos_token_id, end_of_turn(processor)}
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(stop for stop in stops if stop is not None),
@@ -206,14 +207,3 @@ def build_processor(
     return processor, tower, vision
 
 
-def template_source(name: str, tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:
-    """Raises ConfigError if the tokenizer's own template cannot give a label mask."""
-    if name != "tokenizer":
-        return chat_template(name, image_token=image_token)
-    own = tokenizer.chat_template
-    if not isinstance(own, str) or "generation %}" not in own:
-        raise ConfigError(
-            "chat_template='tokenizer': the tokenizer's template has no {% generation %} marks, so "
-            "no label mask can be made; name one of llava_mole/templates.py"
-        )
-    return own

@@ -18,7 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_mole.errors import ConfigError
 
-RESERVED = ("<image>", "<|image_pad|>", "<unused0>", "<|reserved_special_token_0|>", "<|fim_pad|>")
+RESERVED = (
+    *("<image>", "<|image_pad|>", "<unused0>", "<|reserved_special_token_0|>", "<|fim_pad|>"),
+    # Phi 3, Phi 4, Mistral v3 (SentencePiece and Tekken)
+    *("<|placeholder1|>", "<|dummy_0|>", "[control_8]", "<SPECIAL_20>"),
+)
 NEW = "<image>"
 NUL = "<0x00>"
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jinja2
 import open_clip
 import torch
 from PIL import Image
@@ -21,6 +22,15 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llava_mole.control_tokens import (
+    ControlTokens,
+    control_tokens,
+    joined_texts,
+    skeleton,
+    structure,
+    texts_of,
+    with_texts,
+)
 from llava_mole.data.images import load_image
 from llava_mole.errors import CheckpointError, ConfigError, DataError
 
@@ -118,7 +128,8 @@ class LlavaMoleProcessor(ProcessorMixin):
         self.image_token = image_token
         self.condition_on = condition_on
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
+        unknown = self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id
+        if unknown and image_token != tokenizer.unk_token:
             raise ConfigError(f"image_token={image_token!r} is not a token of the vocabulary")
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -152,22 +163,28 @@ class LlavaMoleProcessor(ProcessorMixin):
     ) -> tuple[str, list[tuple[int, int]]]:
         """The conversation as text, and the spans of characters the assistant says.
 
+        The text holds the words as they are: where they may spell a token of the chat format,
+        tokenize with `encode`.
+
         Raises:
-            DataError: the conversation is empty.
+            DataError: the conversation is empty, or the template does not take it.
             ConfigError: the processor has no chat template.
         """
         if not messages:
             raise DataError("empty conversation: it has no turn")
         if self.chat_template is None:
             raise ConfigError("no chat template: name one, e.g. chat_template: qa in the recipe")
-        texts, spans = render_jinja_template(
-            [list(messages)],
-            chat_template=self.chat_template,
-            return_assistant_tokens_mask=True,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=self.tokenizer.bos_token or "",
-            eos_token=self.tokenizer.eos_token or "",
-        )
+        try:
+            texts, spans = render_jinja_template(
+                [joined_texts(messages)],
+                chat_template=self.chat_template,
+                return_assistant_tokens_mask=True,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=self.tokenizer.bos_token or "",
+                eos_token=self.tokenizer.eos_token or "",
+            )
+        except jinja2.TemplateError as error:
+            raise DataError(f"the chat template refuses the conversation: {error}") from error
         return texts[0], spans[0]
 
     def encode(
@@ -175,34 +192,64 @@ class LlavaMoleProcessor(ProcessorMixin):
     ) -> Encoded:
         """Tokens, labels and steering text of one conversation.
 
+        Words that spell a token of the chat format (`<|im_end|>`, `</s>`) are tokenized as plain
+        characters; only the template writes turns, ends and placeholders.
+
         Args:
             messages: Hugging Face chat messages; content is text or typed parts.
             add_generation_prompt: end with the marks after which the assistant speaks.
 
         Raises:
-            DataError: the conversation is empty, or its text holds the placeholder token itself.
+            DataError: the conversation is empty, the template does not take it, its text holds the
+                placeholder token itself, or forms tokens of the chat format in some other way.
         """
-        text, spans = self.render(messages, add_generation_prompt)
+        control = self.control
+        messages = joined_texts(messages)
+        marked, marker = control.marked(texts_of(messages))
+        said = with_texts(messages, marked) if marker else messages
+        text, spans = self.render(said, add_generation_prompt)
         images = count_images(messages)
         if text.count(self.image_token) != images:
             raise DataError(
                 f"conversation with {images} images renders {text.count(self.image_token)} "
                 f"{self.image_token!r} placeholders; does its text contain that token?"
             )
-        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        said = bytearray(len(text) + 1)
-        for start, end in spans:
-            said[start:end] = b"\1" * (end - start)
+        tokens, inside = control.tokenize(text, spans, marker)
+        self._check_marks(messages, tokens, add_generation_prompt)
         input_ids: list[int] = []
         labels: list[int] = []
-        for token, (start, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
+        for token, supervised in zip(tokens, inside, strict=True):
             repeat = self.tokens_per_image if token == self.image_token_id else 1
-            # Offsets may leave out the space that a token is: it lies before them. (-1: the end)
-            first = start if end > start else start - 1
-            supervised = said[first] == 1 and repeat == 1
+            label = token if supervised and token != self.image_token_id else IGNORE
             input_ids += [token] * repeat
-            labels += [token if supervised else IGNORE] * repeat
+            labels += [label] * repeat
         return Encoded(input_ids, labels, self.questions(messages, input_ids, labels))
+
+    @property
+    def control(self) -> ControlTokens:
+        """Tokens that only the template may write."""
+        return control_tokens(
+            self.tokenizer, self.chat_template or "", self.image_token, len(self.tokenizer)
+        )
+
+    def _check_marks(
+        self, messages: Sequence[Message], tokens: Sequence[int], prompt: bool
+    ) -> None:
+        """Raises DataError unless the control tokens are those that the template writes alone."""
+        control = self.control
+        key = structure(messages, prompt)
+        expected = control.skeletons.get(key)
+        if expected is None:
+            text, _ = self.render(skeleton(messages), prompt)
+            expected = [token for token in control.tokenize(text)[0] if token in control.ids]
+            control.skeletons[key] = expected
+        found = [token for token in tokens if token in control.ids]
+        if found != expected:
+            names = self.tokenizer.convert_ids_to_tokens
+            raise DataError(
+                "the words of the conversation change the tokens of the chat format: found "
+                f"{names(found)}, the template writes {names(expected)}"
+            )
 
     def questions(
         self, messages: Sequence[Message], input_ids: list[int], labels: list[int]
@@ -223,7 +270,9 @@ class LlavaMoleProcessor(ProcessorMixin):
         return per_image
 
     def question_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Tokens of a turn's words, as plain characters throughout."""
+        (marked,), marker = self.control.marked([text])
+        return self.control.tokenize(marked, marker=marker)[0]
 
     # ------------------------------------------------------------------ batches
 
@@ -272,8 +321,11 @@ class LlavaMoleProcessor(ProcessorMixin):
 
     @property
     def pad_id(self) -> int:
+        """What fills rows up; never the placeholder, which Vicuna's vocabulary also pads with."""
         token = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if token is None else token
+        if token is None or token == self.image_token_id:
+            return self.tokenizer.eos_token_id
+        return token
 
     def __call__(
         self,

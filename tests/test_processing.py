@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from llava_mole.building import template_source
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
+from llava_mole.templates.choosing import template_source
 from tests.helpers import assistant, byte_tokenizer, picture, user
 
 

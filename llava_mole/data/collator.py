@@ -122,8 +122,17 @@ def check_trainable(source: str, item: Encoded, max_length: int) -> None:
             f"{source}: {len(item.input_ids)} tokens, at most {max_length} fit; shorten it, "
             "or leave out all that do not fit with data.too_long=drop (nothing is truncated)"
         )
+    check_supervised(source, item)
+
+
+def check_supervised(source: str, item: Encoded) -> None:
+    """Raises DataError for a conversation in which no token has a label."""
     if item.supervised == 0:
-        raise DataError(f"{source}: no supervised token; is the answer empty?")
+        raise DataError(
+            f"{source}: no supervised token: no turn of the assistant stands where the chat "
+            "template learns one. Is the answer empty, or does the last turn ask? "
+            "`train --dry-run` shows a sample with its mask"
+        )
 
 
 def count_batch(batch: dict[str, Any]) -> tuple[Tensor, int]:

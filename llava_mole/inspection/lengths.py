@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoProcessor, AutoTokenizer
 
+from llava_mole.data.collator import check_supervised
 from llava_mole.data.sample import Sample
 from llava_mole.errors import ConfigError
 from llava_mole.inspection.findings import Finding
@@ -34,9 +35,11 @@ class Measure:
         """(tokens of the sample, what does not fit).
 
         Raises:
-            DataError: the text holds the placeholder token itself.
+            DataError: the text holds the placeholder token itself, the chat template refuses the
+                turns, or learns nothing of them.
         """
         encoded = self.processor.encode(sample.messages())
+        check_supervised(sample.source, encoded)
         length = len(encoded.input_ids)
         if self.max_length is None or length <= self.max_length:
             return length, None
@@ -97,6 +100,7 @@ def _of_recipe(path: Path) -> tuple[LlavaMoleProcessor, int | None]:
 def _of_folder(folder: Path, tokens_per_image: int) -> tuple[LlavaMoleProcessor, int | None]:
     from llava_mole.placeholder import placeholder
     from llava_mole.templates import chat_template
+    from llava_mole.templates.choosing import template_source
 
     if not folder.is_dir():
         raise ConfigError(f"--tokenizer {folder}: no such folder")
@@ -111,14 +115,16 @@ def _of_folder(folder: Path, tokens_per_image: int) -> tuple[LlavaMoleProcessor,
             f"--tokenizer {folder}: no tokenizer that can be loaded ({str(error).splitlines()[0]})"
         ) from error
     image_token = placeholder(tokenizer, len(tokenizer) + 1)  # lengths only: no model will see it
-    own = tokenizer.chat_template
-    usable = isinstance(own, str) and "generation %}" in own
+    try:
+        source = template_source("tokenizer", tokenizer, image_token)
+    except ConfigError:
+        source = chat_template("qa", image_token=image_token)
     processor = LlavaMoleProcessor(
         LlavaMoleImageProcessor({}),
         tokenizer,
         tokens_per_image=tokens_per_image,
         image_token=image_token,
-        chat_template=own if usable else chat_template("qa", image_token=image_token),
+        chat_template=source,
     )
     return processor, _limit(tokenizer.model_max_length)
 

@@ -33,6 +33,7 @@ CHECKS = {
     "language-unknown": "declare an ISO 639-1 code, such as 'pt'",
     "too-long": "shorten the conversation, use fewer visual tokens, or a longer context",
     "placeholder-in-text": "replace the placeholder token in the text",
+    "chat-template": "training refuses it: change the turns, or take another chat_template",
     "turn-order": "begin with a question and end with its answer; the rest teaches nothing",
     "empty-question": "ask something, unless the picture alone is the prompt",
     "one-word-question": "nothing, if it is meant as a prompt",

@@ -17,6 +17,7 @@ from llava_mole import quantization
 from llava_mole.attention import mask_problem
 from llava_mole.data.shares import PlannedSource, mixture_problems
 from llava_mole.nearest import nearest
+from llava_mole.templates import name_problem
 from llava_mole.training.arguments import check_arguments
 from llava_mole.training.parts import PARTS
 from llava_mole.training.reading import stem
@@ -41,6 +42,13 @@ def cross_checks(recipe: Recipe) -> list[str]:
     problems += check_mixture(recipe.data)
     if recipe.model.quantization is not None:
         problems += quantization.problems(recipe.model.quantization)
+    template = recipe.model.chat_template
+    problem = None if template == "tokenizer" else name_problem(template)
+    if problem is not None and template.endswith(".jinja"):
+        missing = f"chat_template={template!r}: no such file (from {Path.cwd()})"
+        problem = None if Path(template).is_file() else missing
+    if problem is not None:
+        problems.append(f"model.{problem}; docs/templates.md shows how to add one")
     if recipe.model.dtype not in ("bfloat16", "float16", "float32"):
         problems.append(
             f"model.dtype={recipe.model.dtype!r}: allowed are bfloat16, float16, float32"

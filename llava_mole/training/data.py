@@ -12,7 +12,7 @@ from typing import overload
 
 import numpy as np
 
-from llava_mole.data.collator import Collator, longest_tree
+from llava_mole.data.collator import Collator, check_supervised, longest_tree
 from llava_mole.data.mixture import Mixture
 from llava_mole.data.pool import Keep, Pool, Samples
 from llava_mole.data.rows import MixtureRows
@@ -296,11 +296,21 @@ def read_variants(path: Path) -> dict[Path, list[Path]]:
 
 
 def encode_sample(processor: LlavaMoleProcessor, sample: Sample) -> Encoded:
-    """Tokens of a sample; errors name its line."""
+    """Tokens of a sample; errors name its line.
+
+    Raises:
+        DataError: an answer is empty, nothing is learnt, or what `processor.encode` raises.
+    """
+    for number, turn in enumerate(sample.turns, 1):
+        if turn.role == "assistant" and not turn.text.strip():
+            # Not zero tokens, for the template ends it: the model would learn to say nothing.
+            raise DataError(f"{sample.source}: turn {number}: the answer is empty")
     try:
-        return processor.encode(sample.messages())
+        encoded = processor.encode(sample.messages())
     except DataError as error:
         raise DataError(f"{sample.source}: {error}") from error
+    check_supervised(sample.source, encoded)
+    return encoded
 
 
 def tokens_per_turn(processor: LlavaMoleProcessor) -> int:

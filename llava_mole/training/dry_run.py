@@ -19,7 +19,7 @@ from llava_mole.data.collator import check_trainable
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor
-from llava_mole.training.data import TrainingData, planned_rows, read_data
+from llava_mole.training.data import TrainingData, encode_sample, planned_rows, read_data
 from llava_mole.training.mix import mix_report, passes_of, print_mix
 from llava_mole.training.parts import count_parameters, set_trainable
 from llava_mole.training.recipe import Recipe
@@ -85,7 +85,7 @@ def print_sample(
     """First sample in tokens; supervised ones reversed, runs of placeholders shortened. What
     conditions its images where Parrot is on in some stage."""
     sample = data.samples[0]
-    encoded = processor.encode(sample.messages())
+    encoded = encode_sample(processor, sample)
     check_trainable(sample.source, encoded, model.config.text_config.max_position_embeddings)
     names = [image.name if isinstance(image, Path) else "in the file" for image in sample.images]
     console.print(f"{sample.source}, images {names}")

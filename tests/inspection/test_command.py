@@ -11,6 +11,7 @@ from llava_mole.errors import ConfigError, DataError
 from llava_mole.inspection.command import add_arguments, run
 from llava_mole.inspection.lengths import measure_of
 from llava_mole.inspection.report import CHECKS, show
+from llava_mole.templates import chat_template
 from tests.helpers import byte_tokenizer
 from tests.inspection.sets import look, record, scene, write, write_benchmark
 
@@ -102,6 +103,16 @@ def test_a_placeholder_token_in_the_text_is_an_error(tmp_path, tokenizer):
     )
     [finding] = look(spec, tmp_path, measure=measure).findings.first["placeholder-in-text"]
     assert (finding.severity, finding.where) == ("error", f"{spec.path}:1")
+
+
+def test_turns_that_the_chat_template_refuses_are_an_error(tmp_path, tokenizer):
+    answered_first = record()
+    answered_first["conversations"].reverse()
+    spec = write(tmp_path, [record(), answered_first])
+    measure = measure_of(tokenizer=tokenizer)
+    measure.processor.chat_template = chat_template("gemma", image_token="<image>")
+    [finding] = look(spec, tmp_path, measure=measure).findings.first["chat-template"]
+    assert (finding.severity, finding.where) == ("error", f"{spec.path}:2")
 
 
 def test_a_model_folder_counts_as_the_model_does(tmp_path, tiny_model_dir):
