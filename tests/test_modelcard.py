@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers import AutoConfig
 
-from llava_mole import LlavaMoleForConditionalGeneration
+from llava_mole import LlavaMoleForConditionalGeneration, provenance
 from llava_mole.building import build_model
 from llava_mole.configuration import LlavaMoleConfig
 from llava_mole.licences import TERMS, Part, whole_licence
-from llava_mole.modelcard import merged, refresh_card
+from llava_mole.modelcard import copy_licences, merged, refresh_card, write_card
 from tests.helpers import write_language_model, write_tower
 
 TERMS_TEXT = "the whole licence, word by word"
@@ -146,6 +147,22 @@ def test_a_licence_of_its_own_is_named_and_linked(tiny_parts: Any, tmp_path: Pat
     model.save_pretrained(tmp_path / "m")
     assert "b: qwen-research: see LICENSE" in (tmp_path / "m" / "README.md").read_text()
     assert (tmp_path / "m" / "licences" / "language_model" / "LICENSE").is_file()
+
+
+def test_the_starters_terms_travel_with_it(starter: Any, tmp_path: Path) -> None:
+    text = AutoConfig.from_pretrained(starter.language_model)
+    config = LlavaMoleConfig(
+        text_config=text, text_source={"name": "starter"}, vision={"model": "starter"}
+    )
+    config.provenance = provenance.completed(config)
+    copied = copy_licences(config, provenance.folders(config), tmp_path)
+    write_card(tmp_path, config, "mine", previous=tmp_path / "nothing", copied=copied)
+    data = card(tmp_path)
+    assert data.license == "gemma"
+    assert data.base_model == ["google/gemma-3-270m", "timm/tf_efficientnet_lite0"]
+    terms = tmp_path / "licences" / "language_model" / "GEMMA_TERMS.html"
+    assert terms.read_bytes() == (starter.root / terms.name).read_bytes()
+    assert "`licences/language_model/GEMMA_TERMS.html`" in (tmp_path / "README.md").read_text()
 
 
 def test_only_licences_are_copied(tiny_parts: Any, tmp_path: Path) -> None:
