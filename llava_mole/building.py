@@ -7,6 +7,7 @@ before, for text: experts, LoRA and Parrot's module all start as the identity.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,16 +125,29 @@ def build_model(
     )
     model.requires_grad_(False)
     model.add_adapters()
+    model.generation_config = generation_config(tokenizer, processor.pad_id)
+    return model.eval(), processor
+
+
+def generation_config(
+    tokenizer: PreTrainedTokenizerBase, pad_id: int, stops: Iterable[int] = ()
+) -> GenerationConfig:
+    """Generation stops at the end of a turn, by any name.
+
+    Args:
+        tokenizer: of the language model.
+        pad_id: of the processor.
+        stops: further tokens to stop at.
+    """
     # A base model has these tokens too, untrained; stopping at one costs nothing.
     known = [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN]
-    stops = {token for token in known if token not in (None, tokenizer.unk_token_id)}
-    stops.add(tokenizer.eos_token_id)
-    model.generation_config = GenerationConfig(
+    ends = {token for token in known if token not in (None, tokenizer.unk_token_id)}
+    ends |= {tokenizer.eos_token_id, *stops}
+    return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(stop for stop in stops if stop is not None),
-        pad_token_id=processor.pad_id,
+        eos_token_id=sorted(end for end in ends if end is not None),
+        pad_token_id=pad_id,
     )
-    return model.eval(), processor
 
 
 def context_length(recipe: ModelRecipe) -> int:

@@ -19,6 +19,7 @@ examples:
   llava-mole inspect my.json --against benchmark.tsv
   llava-mole mix configs/starter.yaml --show 5
   llava-mole chat --model runs/quickstart/model --image cat.png "What is this?"
+  llava-mole convert llava-hf/llava-1.5-7b-hf --out models/llava-1.5-7b
 """
 
 
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     from llava_mole import caching
+    from llava_mole.conversion import command as conversion
     from llava_mole.inspection import command as inspection
 
     one = commands.add_parser(
@@ -130,6 +132,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     caching.add_arguments(cache)
+
+    convert = commands.add_parser(
+        "convert",
+        help="import a LLaVA model, or export one to Hugging Face's LLaVA",
+        description=conversion.DESCRIPTION,
+        epilog=conversion.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    conversion.add_arguments(convert)
 
     chat = commands.add_parser(
         "chat",
@@ -222,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "inspect": inspect,
             "mix": mix,
             "cache": cache,
+            "convert": convert,
             "chat": chat,
             "env": env,
         }
@@ -314,6 +326,12 @@ def cache(args: argparse.Namespace) -> int:
     from llava_mole.caching import cache_command
 
     return cache_command(args)
+
+
+def convert(args: argparse.Namespace) -> int:
+    from llava_mole.conversion import command
+
+    return command.run(args)
 
 
 def chat(args: argparse.Namespace) -> int:
