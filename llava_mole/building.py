@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from llava_mole import checkpoint
+from llava_mole import checkpoint, starting
 from llava_mole.configuration import (
     LlavaMoleConfig,
     ParrotConfig,
@@ -40,6 +40,9 @@ END_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>")
 class ModelRecipe:
     """The `model:` section of a recipe."""
 
+    start_from: str | None = None
+    """A model folder of this project, converted or trained before, that brings language model,
+    tower, projector and processor; only adapters are added (see `starting.py`)."""
     language_model: str = "starter"
     """"starter", a local folder, or a hub id."""
     language_model_revision: str | None = None
@@ -92,6 +95,10 @@ def build_model(
         ConfigError: a name or option is wrong.
         CheckpointError: a part's files are.
     """
+    if recipe.start_from is not None:
+        model, processor = starting.start_model(recipe, ModelRecipe())
+        put_template(processor, recipe.chat_template)
+        return model, processor
     dtype = getattr(torch, recipe.dtype)
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     language_model = checkpoint.load_language_model(
@@ -152,6 +159,8 @@ def generation_config(
 
 def context_length(recipe: ModelRecipe) -> int:
     """Tokens that the language model has positions for; its weights are not read."""
+    if recipe.start_from is not None:
+        return int(starting.read_start(recipe.start_from).text_config.max_position_embeddings)
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     config = AutoConfig.from_pretrained(base, local_files_only=True)
     return int(config.get_text_config().max_position_embeddings)
@@ -166,6 +175,13 @@ def build_processor(
         ConfigError: a name or option is wrong.
         CheckpointError: a part's files are.
     """
+    if recipe.start_from is not None:
+        tower, vision = starting.start_tower(recipe.start_from, recipe.vision_dtype)
+        processor = LlavaMoleProcessor.from_pretrained(recipe.start_from)
+        put_template(processor, recipe.chat_template)
+        if recipe.parrot is not None:
+            processor.condition_on = recipe.parrot.condition_on
+        return processor, tower, vision
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     image_token = recipe.image_token or find_token(tokenizer, RESERVED, "image_token")
@@ -186,6 +202,12 @@ def build_processor(
         chat_template=template_source(recipe.chat_template, tokenizer, image_token),
     )
     return processor, tower, vision
+
+
+def put_template(processor: LlavaMoleProcessor, name: str) -> None:
+    """Another chat template than that of the folder a model starts from; the default keeps it."""
+    if name != ModelRecipe().chat_template:
+        processor.chat_template = template_source(name, processor.tokenizer, processor.image_token)
 
 
 def template_source(name: str, tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:

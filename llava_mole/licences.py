@@ -92,22 +92,27 @@ def notice_text(parts: Iterable[Part], changes: Iterable[str]) -> str:
 
 
 def model_card_front_matter(
-    parts: Iterable[Part], *, languages: Iterable[str], base_model: str | None = None
+    parts: Iterable[Part],
+    *,
+    languages: Iterable[str],
+    base_model: str | None = None,
+    licence: str | None = None,
 ) -> str:
     """The YAML block that opens a model card, `---` lines included.
 
     The licence is `gemma` as soon as Gemma is among the parts (a derivative keeps its terms), else
-    `apache-2.0`.
+    `licence`, that of what a model was converted from, else `apache-2.0`.
     """
     gemma = any(part.licence == GEMMA.licence for part in parts)
     lines = [
         "---",
-        f"license: {'gemma' if gemma else 'apache-2.0'}",
+        f"license: {'gemma' if gemma else licence or 'apache-2.0'}",
         "library_name: transformers",
         "pipeline_tag: image-text-to-text",
     ]
     if base_model is not None:
         lines.append(f"base_model: {base_model}")
-    lines += ["language:", *(f"- {language}" for language in languages)]
+    spoken = [f"- {language}" for language in languages]
+    lines += ["language:", *spoken] if spoken else []
     lines += ["tags:", "- llava-mole", "- mixture-of-lora-experts", "---"]
     return "\n".join(lines) + "\n"

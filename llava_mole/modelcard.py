@@ -32,6 +32,11 @@ print(processor.decode(reply[0, inputs["input_ids"].shape[1]:], skip_special_tok
 Frozen parts are kept by reference and checked by hash when the folder is loaded.
 """
 
+ORIGIN = """
+Its weights come from {source}, converted with `llava-mole convert` (sha256 {sha256}).
+{licence} It applies to this folder and to what is trained from it.
+"""
+
 
 def write_card(folder: Path, config: LlavaMoleConfig, title: str) -> None:
     """Write README.md, and NOTICE where a part asks for one, into a model folder.
@@ -42,6 +47,8 @@ def write_card(folder: Path, config: LlavaMoleConfig, title: str) -> None:
         title: shown as the model's name.
     """
     base = (config.text_source or {}).get("name", "")
+    origin = config.origin or {}
+    base = origin.get("source", base)
     vision = config.vision_part
     parts: list[licences.Part] = []
     if config.text_config.model_type.startswith("gemma"):
@@ -61,7 +68,21 @@ def write_card(folder: Path, config: LlavaMoleConfig, title: str) -> None:
         language_model=base or config.text_config.model_type,
         adapters=f" with {' and '.join(adapters)}" if adapters else "",
     )
-    front = licences.model_card_front_matter(parts, languages=LANGUAGES, base_model=base or None)
+    if origin:
+        said = origin["licence"]
+        card += ORIGIN.format(
+            source=origin["source"],
+            sha256=origin["sha256"][:12],
+            licence=f"Licence of the source: {said}."
+            if said
+            else "The source states no licence: find out before you pass this folder on.",
+        )
+    front = licences.model_card_front_matter(
+        parts,
+        languages=() if origin else LANGUAGES,  # what a converted model speaks is not known here
+        base_model=base or None,
+        licence=(origin["licence"] or "other") if origin else None,
+    )
     (folder / "README.md").write_text(front + card, encoding="utf-8")
     if parts:
         changes = ["A projector and adapters were trained; the language model's own weights are"]
