@@ -40,9 +40,6 @@ END_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>")
 class ModelRecipe:
     """The `model:` section of a recipe."""
 
-    start_from: str | None = None
-    """A model folder of this project, converted or trained before, that brings language model,
-    tower, projector and processor; only adapters are added (see `starting.py`)."""
     language_model: str = "starter"
     """"starter", a local folder, or a hub id."""
     language_model_revision: str | None = None
@@ -70,6 +67,9 @@ class ModelRecipe:
     vision_dtype: str = "float32"
     """Of the tower."""
     attn_implementation: str = "sdpa"
+    start_from: str | None = None
+    """A model folder of this project, converted or trained before, that brings language model,
+    tower, projector and processor; only adapters are added (see `starting.py`)."""
 
 
 def from_anywhere(name: str, scheme: str = "") -> str:

@@ -242,10 +242,14 @@ def most_common(pieces: Mapping[str, Piece]) -> torch.dtype:
     return counts.most_common(1)[0][0]
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Raises CheckpointError: there is none, or it is not a fast one."""
+def load_tokenizer(folder: Path, text_config: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, whose config.json may be of a class that transformers lacks.
+
+    Raises:
+        CheckpointError: there is none, or it is not a fast one.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=text_config, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"tokenizer in {folder} cannot be loaded: {first}") from error

@@ -46,7 +46,7 @@ def plan_llava(source: str, folder: Path, options: Options) -> Plan:
         select=SELECTS[config.vision_feature_select_strategy],
         preprocess=preprocess,
     )
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, text_config)
     token = tokenizer.convert_ids_to_tokens(config.image_token_index)
     if token is None:
         raise CheckpointError(

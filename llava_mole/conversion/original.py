@@ -60,6 +60,7 @@ def plan_original(source: str, folder: Path, options: Options) -> Plan:
     if not parts.projector:
         raise CheckpointError(f"{source}: its weights hold no mm_projector")
     tower, tower_files = tower_of(values, parts.tower, source, options)
+    core = text_config(values)
     notes = []
     if parts.tower and (options.vision_tower or options.vision_model):
         notes.append(
@@ -68,11 +69,11 @@ def plan_original(source: str, folder: Path, options: Options) -> Plan:
     return assemble(
         source,
         folder,
-        language=Language(text_config(values), parts.language),
+        language=Language(core, parts.language),
         tower=tower,
         projector=parts.projector,
         projector_type=values.get("mm_projector_type") or "linear",
-        tokenizer=load_tokenizer(folder),
+        tokenizer=load_tokenizer(folder, core),
         options=options,
         files=[files, *tower_files],
         kind="original LLaVA",

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llava_mole.building import RESERVED
 from llava_mole.errors import ConfigError

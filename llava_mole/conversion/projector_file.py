@@ -64,8 +64,8 @@ def plan_projector(source: str, file: Path, options: Options) -> Plan:
             "linear one has 2, mlp2x_gelu 4, named model.mm_projector.0.weight and so on"
         )
     base = local_folder(options.language_model, options.revision)
-    tokenizer = load_tokenizer(base)
     text_config = AutoConfig.from_pretrained(base, local_files_only=True)
+    tokenizer = load_tokenizer(base, text_config)
     rows = text_config.vocab_size
     language = Language(text_config, {})
     if ensure_placeholder(tokenizer, rows, options.image_token)[1] == rows:
