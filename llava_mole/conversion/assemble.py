@@ -231,7 +231,8 @@ def assemble(
         ),
         own=own,
         language={} if language.reference is not None else pieces,
-        origin=origin(source, folder, kind, options, files, template_name),
+        origin=origin(source, folder, kind, options, template_name),
+        sources=list(files),
         licences=licence_files(folder),
         notes=notes,
     )
@@ -297,10 +298,9 @@ def origin(
     folder: Path,
     kind: str,
     options: Options,
-    files: Sequence[TensorFiles],
     template: str,
 ) -> dict[str, Any]:
-    """Of `config.origin` and conversion.json; hashes are taken when it is written."""
+    """Of `config.origin` and conversion.json; hashes are added when it is written."""
     here = Path(source).expanduser()
     return {
         "source": str(here.resolve()) if here.exists() else source,
@@ -309,7 +309,6 @@ def origin(
         "licence": licence_of(folder),
         "chat_template": template,
         "options": {k: v for k, v in vars(options).items() if v is not None},
-        "files": files,
     }
 
 

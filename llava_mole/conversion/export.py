@@ -26,6 +26,7 @@ from llava_mole.conversion.plan import CORES, Piece, constant, language_shapes, 
 from llava_mole.conversion.tensors import TensorFiles, weights_of
 from llava_mole.conversion.writing import RECORD, SHARD_BYTES, new_folder, write_shards
 from llava_mole.errors import CheckpointError
+from llava_mole.licences import model_card_front_matter
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.vision import load_referenced
 
@@ -59,7 +60,7 @@ def export_huggingface(
     image_processor, notes = pictures.to_huggingface(vision.preprocess)
     processor = LlavaMoleProcessor.from_pretrained(folder)
     own = TensorFiles([folder / checkpoint.OWN_WEIGHTS])
-    language = language_pieces(config, folder, merge_lora)
+    language, sources = language_pieces(config, folder, merge_lora)
     out_config = huggingface_config(config, theirs)
     pieces = {f"language_model.{name}": piece for name, piece in language.items()}
     tower = clip.huggingface_pieces(tower_pieces(config, own), theirs.num_hidden_layers)
@@ -73,7 +74,7 @@ def export_huggingface(
         new_folder(out, total) as building,
         tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=not progress) as bar,
     ):
-        write_shards(pieces, building, SHARD_BYTES, bar.update)
+        write_shards(pieces, building, SHARD_BYTES, bar.update, [own, *sources])
         out_config.save_pretrained(building)
         if (folder / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(folder).save_pretrained(building)
@@ -86,10 +87,21 @@ def export_huggingface(
             num_additional_image_tokens=1,  # the class token
             chat_template=processor.chat_template,
         ).save_pretrained(building)
+        write_card(building, config)
         for file in [*licence_files(folder), folder / RECORD]:
             if file.is_file():
                 shutil.copy2(file, building / file.name)
     return notes
+
+
+def write_card(building: Path, config: LlavaMoleConfig) -> None:
+    """README.md with the licence that the model came with."""
+    origin = config.origin or {"source": None, "licence": None}
+    front = model_card_front_matter(
+        [], languages=(), base_model=origin["source"], licence=origin["licence"] or "other"
+    )
+    text = "\nA LLaVA for plain transformers, exported with `llava-mole convert --export hf`.\n"
+    (building / "README.md").write_text(front + text, encoding="utf-8")
 
 
 def refusals(config: LlavaMoleConfig, merge_lora: bool) -> list[str]:
@@ -139,8 +151,10 @@ def huggingface_config(config: LlavaMoleConfig, theirs: Any) -> LlavaConfig:
     )
 
 
-def language_pieces(config: LlavaMoleConfig, folder: Path, merge_lora: bool) -> dict[str, Piece]:
-    """The language model's tensors, read lazily unless LoRA is merged into them."""
+def language_pieces(
+    config: LlavaMoleConfig, folder: Path, merge_lora: bool
+) -> tuple[dict[str, Piece], list[TensorFiles]]:
+    """The language model's tensors, read lazily unless LoRA is merged into them; and from where."""
     source = WeightSource.from_dict(config.text_source or {"name": checkpoint.LANGUAGE_MODEL})
     base = checkpoint.locate(source.name, source.revision, folder)
     if source.sha256 is not None and checkpoint.weights_hash(base) != source.sha256:
@@ -152,9 +166,9 @@ def language_pieces(config: LlavaMoleConfig, folder: Path, merge_lora: bool) -> 
             if isinstance(module, BaseTunerLayer):
                 module.merge(safe_merge=True)
         tensors = checkpoint.base_tensors(model)
-        return {name: constant(tensors[name]) for name in language_shapes(config.text_config)}
+        return {name: constant(tensors[name]) for name in language_shapes(config.text_config)}, []
     files = weights_of(base)
-    return {name: stored(files, name) for name in language_shapes(config.text_config)}
+    return {name: stored(files, name) for name in language_shapes(config.text_config)}, [files]
 
 
 def tower_pieces(config: LlavaMoleConfig, own: TensorFiles) -> Mapping[str, Piece]:

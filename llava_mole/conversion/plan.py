@@ -67,6 +67,7 @@ class Plan:
         own: what goes into model.safetensors.
         language: what goes into language_model/; empty: it is kept by reference.
         origin: for `config.origin` and conversion.json.
+        sources: weight files that are read, whose hashes are recorded.
         licences: files of the source that travel with the model.
         notes: what the user should know.
     """
@@ -80,6 +81,7 @@ class Plan:
     own: dict[str, Piece]
     language: dict[str, Piece]
     origin: dict[str, Any]
+    sources: list[TensorFiles]
     licences: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

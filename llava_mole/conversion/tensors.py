@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava_mole.errors import CheckpointError
-from llava_mole.folders import sha256_file
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -53,6 +52,7 @@ class TensorFiles:
     files: list[Path]
     entries: dict[str, Entry] = field(default_factory=dict)
     _open: dict[Path, Any] = field(default_factory=dict)
+    _held: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for file in self.files:
@@ -79,7 +79,11 @@ class TensorFiles:
 
     def _handle(self, file: Path) -> Any:
         if file not in self._open:
-            self._open[file] = load_pickled(file) if file.suffix == ".bin" else open_lazily(file)
+            if file.suffix == ".bin":
+                self._open[file], mapped = load_pickled(file)
+                self._held |= set() if mapped else {file}
+            else:
+                self._open[file] = open_lazily(file)
         return self._open[file]
 
     def read(self, name: str) -> Tensor:
@@ -88,12 +92,9 @@ class TensorFiles:
         return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
 
     def release(self) -> None:
-        """Close the files, so that the pages that were read no longer count as this process's."""
-        self._open.clear()
-
-    def hashes(self) -> dict[str, str]:
-        """File name -> sha256."""
-        return {file.name: sha256_file(file) for file in self.files}
+        """Close mapped files, so that the pages that were read no longer count as this process's.
+        What had to be loaded as a whole stays."""
+        self._open = {file: self._open[file] for file in self._held}
 
 
 def open_lazily(file: Path) -> Any:
@@ -103,28 +104,31 @@ def open_lazily(file: Path) -> Any:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def load_pickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file; nothing in it is executed.
+def load_pickled(file: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a .bin file, nothing in it being executed; and whether they are only mapped.
 
     Raises:
         CheckpointError: it holds more than tensors, or cannot be read.
     """
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    mapped = True
     try:
         try:
             values = torch.load(file, mmap=True, **options)
         except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
-            values = torch.load(file, **options)
+            values, mapped = torch.load(file, **options), False
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{file} cannot be read as plain tensors ({reason}). Pickled code is never run here: "
             "save the weights as safetensors where you trust them"
         ) from error
-    strange = [k for k, v in values.items() if not isinstance(v, Tensor)] if values else []
-    if not isinstance(values, Mapping) or strange:
-        raise CheckpointError(f"{file} holds more than named tensors: {strange[:3]}")
-    return dict(values)
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{file} holds a {type(values).__name__}, expected named tensors")
+    strange = [str(name) for name, value in values.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise CheckpointError(f"{file} holds more than tensors: {listed(strange)}")
+    return dict(values), mapped
 
 
 def weights_of(folder: Path) -> TensorFiles:

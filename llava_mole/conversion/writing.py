@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from llava_mole.checkpoint import LANGUAGE_MODEL, OWN_WEIGHTS, weights_hash
 from llava_mole.configuration import WeightSource
 from llava_mole.conversion.plan import Piece, Plan
+from llava_mole.conversion.tensors import TensorFiles
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import replacing_folder, sha256_file
 from llava_mole.modelcard import write_card
@@ -86,7 +88,7 @@ def write_model(plan: Plan, out: Path, *, progress: bool = True, shard: int = SH
         if plan.language:
             folder = building / LANGUAGE_MODEL
             folder.mkdir()
-            write_shards(plan.language, folder, shard, bar.update)
+            write_shards(plan.language, folder, shard, bar.update, plan.sources)
             text = config.text_config
             text.architectures = [architecture(text)]
             text.save_pretrained(folder)
@@ -95,7 +97,7 @@ def write_model(plan: Plan, out: Path, *, progress: bool = True, shard: int = SH
         save_file(tensors, building / OWN_WEIGHTS, metadata={"format": "pt"})
         bar.update(sum(piece.nbytes for piece in plan.own.values()))
         del tensors
-        record = {**plan.origin, "files": source_hashes(plan), "notes": plan.notes}
+        record = {**plan.origin, "files": hashes_of(plan.sources), "notes": plan.notes}
         config.origin = {
             "source": record["source"],
             "sha256": combined(record["files"]),
@@ -131,9 +133,21 @@ def architecture(text_config: Any) -> str:
 
 
 def write_shards(
-    pieces: Mapping[str, Piece], folder: Path, limit: int, update: Callable[[int], Any]
+    pieces: Mapping[str, Piece],
+    folder: Path,
+    limit: int,
+    update: Callable[[int], Any],
+    sources: Sequence[TensorFiles],
 ) -> None:
-    """model.safetensors, or shards with an index where it would be larger than `limit` bytes."""
+    """model.safetensors, or shards with an index where it would be larger than `limit` bytes.
+
+    Args:
+        pieces: what to write.
+        folder: where.
+        limit: bytes of a file, and of what is held at once.
+        update: told of bytes done.
+        sources: files that are closed after each shard, so that what was mapped is let go.
+    """
     shards: list[list[str]] = [[]]
     held = 0
     for name, piece in pieces.items():
@@ -146,11 +160,14 @@ def write_shards(
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = "model.safetensors" if len(shards) == 1 else file
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name in names:
             tensors[name] = pieces[name].read().contiguous()
             update(pieces[name].nbytes)
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        tensors.clear()
+        for files in sources:
+            files.release()
         places |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {
@@ -162,9 +179,9 @@ def write_shards(
         )
 
 
-def source_hashes(plan: Plan) -> dict[str, str]:
+def hashes_of(sources: Sequence[TensorFiles]) -> dict[str, str]:
     """Of every weight file that was read, by its path."""
-    return {str(path): sha256_file(path) for files in plan.origin["files"] for path in files.files}
+    return {str(path): sha256_file(path) for files in sources for path in files.files}
 
 
 def combined(hashes: Mapping[str, str]) -> str:

@@ -77,6 +77,7 @@ def test_import_export_import_changes_no_tensor_and_no_logit(
 
 def test_plain_transformers_opens_it(tiny_llava: Make, tmp_path: Path) -> None:
     back = export(convert(tiny_llava(), tmp_path / "m"), tmp_path / "back")
+    assert "license: cc0-1.0" in (back / "README.md").read_text()
     program = (
         "import sys\n"
         "from PIL import Image\n"

@@ -284,3 +284,11 @@ def test_features_can_be_cached_ahead(recipe_file: Path, tmp_path: Path) -> None
     folder = tmp_path / "features"
     assert main(["cache", "--config", str(recipe_file), "--folder", str(folder)]) == 0
     assert any(folder.rglob("*"))
+
+
+def test_the_recipe_in_the_documentation_is_a_recipe(converted: Path, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "convert.md").read_text(encoding="utf-8")
+    path = tmp_path / "documented.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0])
+    recipe = load_recipe(path, [f"model.start_from={converted}"])
+    assert recipe.model.experts is not None
