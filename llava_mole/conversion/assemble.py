@@ -173,8 +173,8 @@ def assemble(
     if language.reference is None:
         tied = pieces.get("lm_head.weight") if text_config.tie_word_embeddings else None
         if tied is not None:
-            embedding = pieces["model.embed_tokens.weight"]
-            if not torch.equal(tied.read(), embedding.read()):
+            embedding = pieces.get("model.embed_tokens.weight")
+            if embedding is not None and not torch.equal(tied.read(), embedding.read()):
                 raise CheckpointError(
                     f"{source}: config.json ties the head to the embedding, but their tensors "
                     "differ; which one is meant? (tie_word_embeddings)"

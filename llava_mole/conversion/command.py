@@ -68,12 +68,12 @@ def run(args: argparse.Namespace) -> int:
     unused = [
         f"--{name.replace('_', '-')}"
         for name in (IMPORT_ONLY if args.export else EXPORT_ONLY)
-        if getattr(args, name)
+        if getattr(args, name) not in (None, False)
     ]
     if unused:
         way = "an export" if args.export else "an import"
         raise ConfigError(f"{', '.join(unused)}: not for {way}; leave it out")
-    check_target(args.out, args.force)
+    check_target(args.out, args.source, args.force)
     if args.export:
         notes = export_huggingface(Path(args.source), args.out, merge_lora=args.merge_lora)
     else:

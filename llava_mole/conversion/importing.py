@@ -18,6 +18,11 @@ TILES = (
     "it cuts pictures into tiles of several resolutions (anyres), with line-break tokens between "
     "them; here a picture has one size and one number of tokens. LLaVA-1.5 models can be converted"
 )
+OWN_PARTS = (
+    "language_model", "vision_tower", "vision_model", "vision_pretrained", "vision_layer",
+    "vision_select", "image_token",
+)  # fmt: skip
+"""Options that a Hugging Face LLaVA has no use for: its config says it all."""
 REFUSED = {
     "llava_next": TILES,
     "llava_next_video": TILES,
@@ -63,7 +68,7 @@ def plan_import(source: str, options: Options) -> Plan:
         unread("--language-model", options.language_model)
         return plan_original(source, folder, options)
     if kind == "llava":
-        for option in ("vision_tower", "vision_model", "language_model"):
+        for option in OWN_PARTS:
             unread(f"--{option.replace('_', '-')}", getattr(options, option))
         return plan_llava(source, folder, options)
     if kind in REFUSED:
@@ -74,7 +79,7 @@ def plan_import(source: str, options: Options) -> Plan:
     )
 
 
-def unread(option: str, value: str | None) -> None:
+def unread(option: str, value: object) -> None:
     """Raises CheckpointError for an option that this source has no use for."""
     if value is not None:
         raise CheckpointError(f"{option}={value}: this source holds its own; leave it out")

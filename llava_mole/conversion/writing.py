@@ -31,10 +31,12 @@ SHARD_BYTES = 2 * 2**30
 """Of a weight file, and so about what is in memory at once."""
 
 
-def check_target(out: Path, force: bool) -> None:
-    """Raises ConfigError: the folder is there, or --force would delete what is no model."""
+def check_target(out: Path, source: str, force: bool) -> None:
+    """Raises ConfigError: the folder is there, is the source itself, or holds no model."""
     if not out.exists():
         return
+    if Path(source).expanduser().exists() and out.resolve() == Path(source).expanduser().resolve():
+        raise ConfigError(f"--out {out} is the source; choose another folder")
     if not out.is_dir():
         raise ConfigError(f"--out {out} is a file")
     if not any(out.iterdir()):

@@ -71,6 +71,14 @@ def test_an_existing_folder_is_kept_unless_forced(
     assert not (out / "old.txt").exists()
 
 
+def test_a_model_is_not_replaced_by_its_own_conversion(
+    tiny_llava: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(tiny_llava())
+    assert main(["convert", source, "--out", source, "--force"]) == 2
+    assert "is the source" in capsys.readouterr().err
+
+
 def test_force_does_not_delete_what_is_no_model(
     tiny_llava: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +94,8 @@ def test_force_does_not_delete_what_is_no_model(
         (["nowhere/at/all"], "no such folder"),
         (["some/model"], "hub is switched off"),
         (["SOURCE", "--language-model", "x"], "leave it out"),
+        (["SOURCE", "--vision-layer", "-3"], "--vision-layer=-3: this source holds its own"),
+        (["SOURCE", "--image-token", "<pad>"], "this source holds its own"),
         (["SOURCE", "--merge-lora"], "not for an import"),
         (["SOURCE", "--export", "hf"], "expected 'llava_mole'"),
         (["SOURCE", "--export", "hf", "--chat-template", "qa"], "not for an export"),
