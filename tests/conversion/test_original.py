@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaTokenizer,
+)
 
 from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.vision import TINY_TEXT
 from tests.conversion.tiny import (
     TINY,
     TOLERANCE,
@@ -318,3 +326,50 @@ def test_another_width_is_refused_by_shape(tiny_llava: Make, tmp_path: Path) -> 
     tower = shutil.copytree(write_tower(tmp_path / "vit", "vit"), tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"layers\.0\.weight is \(64, 64\), .*\(64, 16\)"):
         convert(file, tmp_path / "m", language_model=str(base), vision_model=f"local-dir:{tower}")
+
+
+def test_a_timm_tower_is_read_at_the_same_layer(tiny_llava: Make, tmp_path: Path) -> None:
+    """open_clip's SigLIP towers are of this kind: blocks of a timm trunk."""
+    tower = tmp_path / "timm"
+    cfg = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "none", "image_size": 160}
+    config = {"embed_dim": 64, "vision_cfg": cfg, "text_cfg": TINY_TEXT}
+    clip = open_clip.CustomTextCLIP(**config)
+    tower.mkdir()
+    preprocess = {"size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
+    (tower / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": preprocess})
+    )
+    save_file(clip.state_dict(), tower / "open_clip_model.safetensors")
+    source = tiny_llava()
+    folder = convert(
+        write_projector(source, tmp_path / "mm_projector.bin"),
+        tmp_path / "m",
+        language_model=str(write_language_model(source, tmp_path / "base")),
+        vision_model=f"local-dir:{tower}",
+        vision_layer=3,
+        image_aspect_ratio="pad",
+    )
+    model, processor = load(folder)
+    assert model.config.vision_part.layer == 2  # hidden_states[3] is what block 2 gives
+    assert processor.image_processor.preprocess["pad_to_square"] == [127, 127, 127]
+    pixels = pixels_of(1, side=160)
+    seen: list[torch.Tensor] = []
+    trunk = model.vision_tower.visual.trunk
+    trunk.blocks[2].register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.inference_mode():
+        features = model.encode_images(pixels)
+    torch.testing.assert_close(features[:, 1:], seen[0][:, trunk.num_prefix_tokens :])
+
+
+def test_a_llama_tokenizer_takes_the_placeholder(tiny_llava: Make, tmp_path: Path) -> None:
+    """Vicuna's kind: byte fallback, and a vocabulary as large as the embedding."""
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256))]
+    letters = ["▁", *string.ascii_letters, *".,:?'"]
+    vocabulary = {token: place for place, token in enumerate(specials + letters)}
+    source = tiny_llava(text={"vocab_size": len(vocabulary)})
+    original = write_original(source, tmp_path / "o")
+    LlamaTokenizer(vocab=vocabulary, merges=[]).save_pretrained(original)
+    _, processor = load(convert(original, tmp_path / "m"))
+    assert type(processor.tokenizer) is LlamaTokenizer
+    row = processor(images=[wide()], text="USER: <image>\nwhat?")["input_ids"].tolist()[0]
+    assert row.count(len(vocabulary)) == 16
