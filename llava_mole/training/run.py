@@ -101,6 +101,7 @@ class JsonLog(TrainerCallback):
 def add_parrot(model: LlavaMoleForConditionalGeneration, processor: Any, recipe: Recipe) -> None:
     """Switch the language-conditioned MoE on, from this stage."""
     assert recipe.model.parrot is not None
+    set_seed(recipe.seed)  # the same weights where earlier stages were done by another process
     switch_parrot_on(model, processor, recipe.model.parrot)
 
 

@@ -292,3 +292,34 @@ def test_the_recipe_in_the_documentation_is_a_recipe(converted: Path, tmp_path: 
     path.write_text(text.split("```yaml\n")[1].split("```")[0])
     recipe = load_recipe(path, [f"model.start_from={converted}"])
     assert recipe.model.experts is not None
+
+
+def test_a_run_goes_on_where_it_was_with_parrot_in_a_later_stage(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    values = yaml.safe_load(recipe_file.read_text())
+    values["model"]["parrot"] = {"num_experts": 2, "hidden_size": 8}
+    values["stages"].append(
+        {
+            "name": "parrot",
+            "parrot": True,
+            "share_prefix": False,
+            "steps": 2,
+            "pictures_per_step": 2,
+            "questions_per_picture": 1,
+            "learning_rates": {"parrot": 0.01},
+        }
+    )
+    recipe_file.write_text(yaml.safe_dump(values))
+    first = run_recipe(load_recipe(recipe_file))
+    shutil.rmtree(tmp_path / "run" / "stages" / "2-parrot" / "model")
+    second = run_recipe(load_recipe(recipe_file))
+    assert second.seconds.keys() == {"parrot"}
+    before, after = first.model.state_dict(), second.model.state_dict()
+    assert before.keys() == after.keys()
+    assert any(name.startswith("parrot.") for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # A folder with Parrot on has it on from the first stage.
+    start = [f"model.start_from={tmp_path / 'run' / 'model'}", f"output_dir={tmp_path / 'b'}"]
+    with pytest.raises(ConfigError, match="share_prefix=true: with Parrot on"):
+        load_recipe(recipe_file, start)
