@@ -7,14 +7,15 @@ before, for text: experts, LoRA and Parrot's module all start as the identity.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from llava_mole import checkpoint, provenance, quantization
+from llava_mole import checkpoint, provenance, quantization, starting
 from llava_mole.attention import ATTENTIONS, check_installed
 from llava_mole.configuration import (
     LlavaMoleConfig,
@@ -81,6 +82,9 @@ class ModelRecipe:
     quantization: dict[str, Any] | None = None
     """transformers.BitsAndBytesConfig's own arguments for the frozen language model, e.g.
     {load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}."""
+    start_from: str | None = None
+    """A model folder of this project, converted or trained before, that brings language model,
+    tower, projector and processor; only adapters are added (see `starting.py`)."""
 
 
 def from_anywhere(name: str, scheme: str = "") -> str:
@@ -106,6 +110,10 @@ def build_model(
         ConfigError: a name or option is wrong.
         CheckpointError: a part's files are.
     """
+    if recipe.start_from is not None:
+        model, processor = starting.start_model(recipe, ModelRecipe())
+        put_template(processor, recipe.chat_template)
+        return model, processor
     dtype = getattr(torch, recipe.dtype)
     check_installed(recipe.attn_implementation, recipe.dtype)
     packed = None
@@ -154,20 +162,36 @@ def build_model(
     model.add_adapters()
     if packed is not None:
         model.to(language_model.device)  # a packed base is where it was packed
+    stops = [stop for stop in [end_of_turn(processor)] if stop is not None]
+    model.generation_config = generation_config(tokenizer, processor.pad_id, stops)
+    return model.eval(), processor
+
+
+def generation_config(
+    tokenizer: PreTrainedTokenizerBase, pad_id: int, stops: Iterable[int] = ()
+) -> GenerationConfig:
+    """Generation stops at the end of a turn, by any name.
+
+    Args:
+        tokenizer: of the language model.
+        pad_id: of the processor.
+        stops: further tokens to stop at.
+    """
     # A base model has these tokens too, untrained; stopping at one costs nothing.
     known = [tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN]
-    stops = {token for token in known if token not in (None, tokenizer.unk_token_id)}
-    stops |= {tokenizer.eos_token_id, end_of_turn(processor)}
-    model.generation_config = GenerationConfig(
+    ends = {token for token in known if token not in (None, tokenizer.unk_token_id)}
+    ends |= {tokenizer.eos_token_id, *stops}
+    return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(stop for stop in stops if stop is not None),
-        pad_token_id=processor.pad_id,
+        eos_token_id=sorted(end for end in ends if end is not None),
+        pad_token_id=pad_id,
     )
-    return model.eval(), processor
 
 
 def context_length(recipe: ModelRecipe) -> int:
     """Tokens that the language model has positions for; its weights are not read."""
+    if recipe.start_from is not None:
+        return int(starting.read_start(recipe.start_from).text_config.max_position_embeddings)
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     return int(config.get_text_config().max_position_embeddings)
@@ -182,6 +206,13 @@ def build_processor(
         ConfigError: a name or option is wrong.
         CheckpointError: a part's files are.
     """
+    if recipe.start_from is not None:
+        tower, vision = starting.start_tower(recipe.start_from, recipe.vision_dtype)
+        processor = LlavaMoleProcessor.from_pretrained(recipe.start_from)
+        put_template(processor, recipe.chat_template)
+        if recipe.parrot is not None:
+            processor.condition_on = recipe.parrot.condition_on
+        return processor, tower, vision
     base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
     tokenizer = load_tokenizer(base, local_files_only=True)
     rows = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config().vocab_size
@@ -207,3 +238,7 @@ def build_processor(
     return processor, tower, vision
 
 
+def put_template(processor: LlavaMoleProcessor, name: str) -> None:
+    """Another chat template than that of the folder a model starts from; the default keeps it."""
+    if name != ModelRecipe().chat_template:
+        processor.chat_template = template_source(name, processor.tokenizer, processor.image_token)

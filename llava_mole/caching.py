@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from llava_mole import starting
 from llava_mole.building import ModelRecipe, from_anywhere
 from llava_mole.digests import Picture
 from llava_mole.errors import ConfigError
@@ -73,15 +74,19 @@ def tower_store(model: ModelRecipe, folder: Path, max_bytes: int) -> FeatureStor
     Raises:
         ConfigError: see `load_vision`.
     """
-    tower, vision = load_vision(
-        from_anywhere(model.vision_model, "local-dir:"),
-        model.vision_pretrained,
-        layer=model.vision_layer,
-        select=model.vision_select,
-        grid=model.vision_grid,
-        resize=model.vision_resize,
-        dtype=model.vision_dtype,
-    )
+    if model.start_from is not None:
+        tower, vision = starting.start_tower(model.start_from, model.vision_dtype)
+    else:
+        tower, vision = load_vision(
+            from_anywhere(model.vision_model, "local-dir:"),
+            model.vision_pretrained,
+            layer=model.vision_layer,
+            select=model.vision_select,
+            grid=model.vision_grid,
+            revision=model.vision_revision,
+            resize=model.vision_resize,
+            dtype=model.vision_dtype,
+        )
     if (device := torch.accelerator.current_accelerator(check_available=True)) is not None:
         tower = tower.to(device)
     alone = TowerAlone(tower, vision)

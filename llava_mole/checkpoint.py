@@ -318,6 +318,7 @@ def load_model(
     *,
     config: LlavaMoleConfig | None = None,
     dtype: Any = None,
+    vision_dtype: Any = None,
     attn_implementation: str | None = None,
     device_map: Any = None,
     revision: str | None = None,
@@ -333,6 +334,7 @@ def load_model(
         config: already read, as the Auto classes pass it.
         dtype: of the language model and the tower, e.g. torch.bfloat16 or "bfloat16"; None keeps
             what was saved. Trained parts keep their own.
+        vision_dtype: of the tower, where it differs from `dtype`.
         attn_implementation: of the language model.
         device_map: one device ("cpu", "cuda", "cuda:1"), or "auto" for the first accelerator.
         revision, token: of the hub repository.
@@ -358,7 +360,7 @@ def load_model(
     if not isinstance(config, LlavaMoleConfig):
         config = read_config(folder)
     dtype = dtype if dtype is not None else torch_dtype
-    asked = None if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    asked = as_dtype(dtype)
 
     source = WeightSource.from_dict(config.text_source or {"name": LANGUAGE_MODEL})
     base = locate(source.name, source.revision, folder)
@@ -387,8 +389,8 @@ def load_model(
     }
     check_tensors(tensors, expected, folder / OWN_WEIGHTS)
     load_into(model, tensors)
-    if asked is not None:
-        model.vision_tower.to(asked)
+    if (of_tower := as_dtype(vision_dtype) or asked) is not None:
+        model.vision_tower.to(of_tower)
     if config.lora is not None:
         load_lora(language_model, config.lora, folder / LORA)
     if config.mole is not None:
@@ -403,6 +405,13 @@ def load_model(
     elif config.quantization is not None:
         model.to(language_model.device)  # a packed base is where it was packed
     return model.eval()
+
+
+def as_dtype(value: Any) -> torch.dtype | None:
+    """torch.bfloat16, or "bfloat16"; None and "auto": what was saved."""
+    if value == "auto":
+        return None
+    return getattr(torch, value) if isinstance(value, str) else value
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -21,6 +21,7 @@ examples:
   llava-mole inspect my.json --against benchmark.tsv
   llava-mole mix configs/starter.yaml --show 5
   llava-mole chat --model runs/quickstart/model --image cat.png "What is this?"
+  llava-mole convert llava-hf/llava-1.5-7b-hf --out models/llava-1.5-7b
 """
 
 
@@ -138,6 +139,17 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         cache.description = caching.__doc__
         caching.add_arguments(cache)
 
+    convert = commands.add_parser(
+        "convert",
+        help="import a LLaVA model, or export one to Hugging Face's LLaVA",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if only in (None, "convert"):
+        from llava_mole.conversion import command as conversion
+
+        convert.description, convert.epilog = conversion.DESCRIPTION, conversion.EPILOG
+        conversion.add_arguments(convert)
+
     chat = commands.add_parser(
         "chat",
         help="ask about a picture",
@@ -244,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "inspect": inspect,
             "mix": mix,
             "cache": cache,
+            "convert": convert,
             "chat": chat,
         }
         code = commands[args.command](args)
@@ -342,6 +355,12 @@ def cache(args: argparse.Namespace) -> int:
     from llava_mole.caching import cache_command
 
     return cache_command(args)
+
+
+def convert(args: argparse.Namespace) -> int:
+    from llava_mole.conversion import command
+
+    return command.run(args)
 
 
 def chat(args: argparse.Namespace) -> int:

@@ -89,11 +89,13 @@ class VisionConfig(Part):
     model_cfg: dict[str, Any] | None = None
     """open_clip's own model config."""
     preprocess: dict[str, Any] | None = None
-    """open_clip's PreprocessCfg: size, mean, std, interpolation, resize_mode, fill_color."""
+    """open_clip's PreprocessCfg: size, mean, std, interpolation, resize_mode, fill_color; and what
+    `preprocess.py` adds for imported models."""
     dtype: str = "float32"
     """What the tower computes in. A small convolutional tower loses much to bfloat16."""
     source: dict[str, Any] | None = None
-    """A WeightSource, or None if the tower's weights are saved with the model."""
+    """A WeightSource, or None if the tower's weights are saved with the model. Its name is
+    `model`, or "model-folder:FOLDER" of another model folder that holds the weights."""
 
     def __post_init__(self) -> None:
         choose("vision", "select", self.select, SELECTS)
@@ -209,6 +211,8 @@ class LlavaMoleConfig(PreTrainedConfig):
         image_token_id: the placeholder that visual tokens replace.
         provenance: parts, licences and training, for the model card; see `provenance.py`. Nothing
             is built from it.
+        origin: of a converted model, and of what is trained from it: what it was made from
+            ("source", "sha256") and under which "licence"; None: put together from its parts.
     """
 
     model_type = "llava_mole"
@@ -226,6 +230,7 @@ class LlavaMoleConfig(PreTrainedConfig):
     quantization: dict | None = None
     image_token_id: int = 0
     provenance: dict | None = None
+    origin: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -52,6 +52,11 @@ print(processor.decode(reply[0, inputs["input_ids"].shape[1]:], skip_special_tok
 {parts}
 """
 
+ORIGIN = """
+Its weights come from {source}, converted with `llava-mole convert` (sha256 {sha256}).
+{licence} It applies to this folder and to what is trained from it.
+"""
+
 
 def write_card(
     folder: Path,
@@ -167,6 +172,7 @@ def body(
         f"# {title}",
         *(f"**{sentence}**" for sentence in shown),
         summary(config, parts),
+        origin(config),
         USE.format(title=title, parts=whereabouts(config)).strip(),
         training(config),
         results(beside / "report.json"),
@@ -206,6 +212,20 @@ def summary(config: LlavaMoleConfig, parts: list[licences.Part]) -> str:
         f"{f' with {with_}' if with_ else ''}. "
         f"A picture becomes {config.vision_part.tokens_per_image} visual tokens."
     )
+
+
+def origin(config: LlavaMoleConfig) -> str:
+    """Of a converted model, and of what is trained from it."""
+    if config.origin is None:
+        return ""
+    said = config.origin["licence"]
+    licence = (
+        f"Licence of the source: {said}." if said
+        else "The source states no licence: find out before you pass this folder on."
+    )  # fmt: skip
+    return ORIGIN.format(
+        source=config.origin["source"], sha256=config.origin["sha256"][:12], licence=licence
+    ).strip()
 
 
 def whereabouts(config: LlavaMoleConfig) -> str:

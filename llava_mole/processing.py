@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jinja2
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
@@ -33,16 +32,17 @@ from llava_mole.control_tokens import (
 )
 from llava_mole.data.images import load_image
 from llava_mole.errors import CheckpointError, ConfigError, DataError
+from llava_mole.preprocess import image_transform
 
 IGNORE = -100
 Message = dict[str, Any]
 
 
 class LlavaMoleImageProcessor(ImageProcessingMixin):
-    """open_clip's own preprocessing, from the config that its weights came with.
+    """The tower's preprocessing, from the config that its weights came with.
 
     Args:
-        preprocess: open_clip's PreprocessCfg as a dict.
+        preprocess: open_clip's PreprocessCfg as a dict, and what `preprocess.py` adds.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -58,9 +58,7 @@ class LlavaMoleImageProcessor(ImageProcessingMixin):
             DataError: an image is missing, broken or too large.
         """
         items = images if isinstance(images, list | tuple) else [images]
-        transform = open_clip.transform.image_transform_v2(
-            open_clip.transform.PreprocessCfg(**self.preprocess), is_train=False
-        )
+        transform = image_transform(self.preprocess)
         pixels = [transform(as_image(item)) for item in items]
         return BatchFeature({"pixel_values": torch.stack(pixels)})
 

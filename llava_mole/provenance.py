@@ -148,9 +148,24 @@ def describe_tower(vision: VisionConfig) -> Facts:
     return facts | ({"licence": licence} if licence else {})
 
 
+def describe_converted(config: LlavaMoleConfig, part: str) -> Facts:
+    """A part of a model that was converted whole: its licence is what the source states."""
+    assert config.origin is not None
+    source = config.origin["source"]
+    facts: Facts = {"name": f"{part} of {Path(source).name}"}
+    if not Path(source).is_absolute():
+        facts |= {"name": f"{part} of {source}", "repository": source}
+    if config.origin["licence"]:
+        facts["licence"] = config.origin["licence"]
+    return facts
+
+
 def completed(config: LlavaMoleConfig) -> Facts:
     """The provenance of a model, its parts described where they are not yet."""
     known = dict(config.provenance or {})
+    if config.origin is not None:
+        known.setdefault("language_model", describe_converted(config, "language model"))
+        known.setdefault("vision", describe_converted(config, "vision tower"))
     if "language_model" not in known:
         known["language_model"] = describe_language_model(config)
     if "vision" not in known:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +26,8 @@ from llava_mole.hub import HUB_ERRORS, first_line
 
 RESIZES = ("shortest", "longest", "squash")
 """open_clip's ways from a picture to the tower's square."""
+MODEL_FOLDER = "model-folder:"
+"""Of a WeightSource's name: the tower lies in the model folder that follows."""
 # The text tower is never used; this one costs nothing and lets open_clip's public class build the
 # vision tower of a full model config.
 TINY_TEXT = {"context_length": 2, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
@@ -337,11 +341,15 @@ def fetch_tower(repository: str, revision: str | None) -> Path:
     return folder
 
 
-@torch.no_grad()
 def tower_hash(tower: VisionTower) -> str:
     """sha256 over the tower's tensors, by sorted name."""
+    return tensors_hash(tower.visual.state_dict())
+
+
+@torch.no_grad()
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tower.visual.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -354,6 +362,8 @@ def load_referenced(config: VisionConfig) -> VisionTower:
         CheckpointError: its weights are not those the model was trained on.
     """
     assert config.source is not None
+    if config.source["name"].startswith(MODEL_FOLDER):
+        return load_from_model(config)
     tower, found_config = load_vision(
         config.model,
         config.pretrained,
@@ -371,3 +381,44 @@ def load_referenced(config: VisionConfig) -> VisionTower:
             f"{expected[:12]}…: install the same weights, or save the model with its parts in full"
         )
     return tower
+
+
+def folder_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tower's tensors in a model folder that holds them, by their names in `visual`.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    path, prefix = folder / "model.safetensors", "vision_tower.visual."
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"vision tower: {path} cannot be read ({error}); this model refers to the folder it "
+            "was trained from: was it moved?"
+        ) from error
+    if not tensors:
+        raise CheckpointError(f"vision tower: {path} holds none")
+    return tensors
+
+
+def load_from_model(config: VisionConfig) -> VisionTower:
+    """The tower that lies in another model folder, named by `config.source`.
+
+    Raises:
+        CheckpointError: it is gone, or another one.
+    """
+    assert config.source is not None
+    folder = Path(config.source["name"].removeprefix(MODEL_FOLDER))
+    tensors = folder_tensors(folder)
+    expected, found = config.source["sha256"], tensors_hash(tensors)
+    if expected is not None and expected != found:
+        raise CheckpointError(
+            f"vision tower in {folder} has sha256 {found[:12]}…, this model was trained on "
+            f"{expected[:12]}…: use the same weights"
+        )
+    tower = build_structure(config)
+    tower.visual.load_state_dict(tensors)  # casts to the dtype it computes in
+    return tower.eval()

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from llava_mole import quantization
+from llava_mole import quantization, starting
 from llava_mole.attention import mask_problem
+from llava_mole.building import ModelRecipe
 from llava_mole.data.shares import PlannedSource, mixture_problems
+from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.nearest import nearest
 from llava_mole.templates import name_problem
 from llava_mole.training.arguments import check_arguments
@@ -28,6 +30,36 @@ from llava_mole.training.recipe import (
     StageRecipe,
     WarmStartRecipe,
 )
+
+
+def inherit(recipe: Recipe) -> list[str]:
+    """Put the adapters of the folder that a recipe starts from into it; or how the two clash."""
+    if recipe.model.start_from is None:
+        return []
+    try:
+        config = starting.read_start(recipe.model.start_from)
+    except (CheckpointError, ConfigError) as error:
+        return [f"model.start_from: {error}"]
+    problems = starting.clashes(recipe.model, ModelRecipe(), config)
+    problems += [
+        f"stages.{index} ({stage.name}).kind=warm_start: model.start_from brings a projector that "
+        "has learnt already; drop the stage"
+        for index, stage in enumerate(recipe.stages)
+        if stage.kind == "warm_start"
+    ]
+    if not problems:
+        recipe.model = starting.inherited(recipe.model, config)
+    return problems
+
+
+def starts_with_parrot(model: ModelRecipe) -> bool:
+    """Whether Parrot is on before the first stage, by the folder that a recipe starts from."""
+    if model.start_from is None:
+        return False
+    try:
+        return starting.read_start(model.start_from).parrot is not None
+    except (CheckpointError, ConfigError):
+        return False  # `inherit` says so
 
 
 def cross_checks(recipe: Recipe) -> list[str]:
@@ -53,7 +85,7 @@ def cross_checks(recipe: Recipe) -> list[str]:
         problems.append(
             f"model.dtype={recipe.model.dtype!r}: allowed are bfloat16, float16, float32"
         )
-    parrot_on = False
+    parrot_on = starts_with_parrot(recipe.model)
     for index, stage in enumerate(recipe.stages):
         path = f"stages.{index} ({stage.name})"
         parrot_on = parrot_on or stage.parrot
@@ -156,7 +188,7 @@ def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
     """A stage against the projector's type: who solves for what."""
     stage, kind = recipe.stages[index], recipe.model.projector.type
     if stage.kind == "language":
-        if kind == "rbf" and index == 0:
+        if kind == "rbf" and index == 0 and recipe.model.start_from is None:
             return [
                 f"{path}: a projector of type rbf knows no picture before a warm_start stage with "
                 "warm_start.method=ridge; add one, or say 'model.projector={type: mlp2x_gelu}'"

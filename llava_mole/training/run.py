@@ -32,10 +32,10 @@ from llava_mole.feature_cache import FeatureCache
 from llava_mole.feature_key import about, feature_key
 from llava_mole.features import FeatureStore
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
-from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
+from llava_mole.starting import switch_parrot_on
 from llava_mole.training import hub_push
 from llava_mole.training.data import TrainingData, read_data, stage_rows
 from llava_mole.training.environment import check_environment
@@ -103,12 +103,9 @@ class JsonLog(TrainerCallback):
 
 def add_parrot(model: LlavaMoleForConditionalGeneration, processor: Any, recipe: Recipe) -> None:
     """Switch the language-conditioned MoE on, from this stage."""
-    part = recipe.model.parrot
-    assert part is not None
-    width = model.config.text_config.hidden_size
-    model.parrot = LanguageConditionedMoE(width, part).to(model.device)
-    model.config.parrot = part.to_dict()
-    processor.condition_on = part.condition_on
+    assert recipe.model.parrot is not None
+    set_seed(recipe.seed)  # the same weights where earlier stages were done by another process
+    switch_parrot_on(model, processor, recipe.model.parrot)
 
 
 def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> TrainingArguments:
@@ -366,7 +363,8 @@ def run_stage(
     for key in ("share_prefix", "packing"):
         if getattr(stage, key):
             check_supported(model.language_model.config, key)
-    if recipe.stages[0] is stage and isinstance(model.projector, Projector):
+    untrained = recipe.stages[0] is stage and recipe.model.start_from is None
+    if untrained and isinstance(model.projector, Projector):
         match_embeddings(model, processor, data.samples, features)
     set_trainable(model, stage.learning_rates)
     limit = data.leave_out_long(processor, model.config.text_config.max_position_embeddings)

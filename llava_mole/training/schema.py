@@ -18,7 +18,7 @@ from llava_mole.errors import ConfigError
 from llava_mole.mole import MoleConfig
 from llava_mole.mole.methods import METHODS, method_class
 from llava_mole.nearest import nearest
-from llava_mole.training.checks import check_mixture, cross_checks
+from llava_mole.training.checks import check_mixture, cross_checks, inherit
 from llava_mole.training.foreign_files import ARGUMENTS, explain, whose
 from llava_mole.training.foreign_names import translation
 from llava_mole.training.reading import (
@@ -54,6 +54,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         apply_override(values, override, problems)
     recipe = build(Recipe, values, "", problems)
     if recipe is not None:
+        problems += inherit(recipe)
         problems += cross_checks(recipe)
     if problems:
         raise ConfigError(f"{path}: {counted(problems)}\n" + "\n".join(f"  {p}" for p in problems))
