@@ -4,7 +4,7 @@
         hub.repositories["org/name"] = {"main": {"config.json": b"{}"}}
         environment = {**os.environ, **hub.environment(cache)}
 
-Repositories are revision -> file -> content. `hub.gated`, `hub.created` and `hub.commits` say what
+Repositories are revision -> file -> content, data sets' named "datasets/org/name". `hub.gated`, `hub.created` and `hub.commits` say what
 is forbidden and what was sent. HF_ENDPOINT is read when huggingface_hub is imported, so its clients
 run as programs of their own (`hub.run`).
 """
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -124,28 +124,44 @@ class Answers(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             token = self.headers.get("Authorization")
             return self.answer(200, {"name": "me"}) if token else self.refuse(401, "Unauthorized")
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path):
-            return self.info(match[1], match[2])
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(/.+)?", path):
-            if match[3]:  # of folders there are none to list alone
-                return self.refuse(404, "EntryNotFound")
-            files = self.files(match[1], match[2], content=False)
+        path = path.replace("/api/models/", "/api/").replace("/api/datasets/", "/api/datasets%")
+        if match := re.fullmatch(r"/api/([^/]+/[^/]+)/revision/(.+)", path):
+            return self.info(of(match), match[2])
+        if match := re.fullmatch(r"/api/([^/]+/[^/]+)/tree/([^/]+)(/.+)?", path):
+            files = self.files(of(match), match[2], content=False)
             if files is None:
                 return None
-            return self.answer(200, [entry(name, data) for name, data in files.items()])
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
-            return self.info(match[1], "main")
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self.tree(files, (match[3] or "").strip("/"))
+        if match := re.fullmatch(r"/api/([^/]+/[^/]+)", path):
+            return self.info(of(match), "main")
+        if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             files = self.files(match[1], match[2], content=True)
             if files is None:
                 return None
             if match[3] not in files:
                 return self.refuse(404, "EntryNotFound")
-            data = files[match[3]]
-            tag = f'"{hashlib.sha1(data).hexdigest()}"'
-            return self.answer(200, data, {"ETag": tag, "X-Repo-Commit": commit_of(files)})
+            return self.content(files[match[3]], commit_of(files))
         self.hub.unknown.append(f"{self.command} {self.path}")
         return self.refuse(404, "RepoNotFound")
+
+    def tree(self, files: dict[str, bytes], folder: str) -> None:
+        """Files below a folder, and the folders on the way, as `recursive=true` lists them."""
+        start = f"{folder}/" if folder else ""
+        below = {name: data for name, data in files.items() if name.startswith(start)}
+        if folder and not below:
+            return self.refuse(404, "EntryNotFound")
+        folders = {str(up) for name in below for up in PurePosixPath(name).parents} - {".", folder}
+        listed = [{"type": "directory", "path": f, "oid": "0" * 40} for f in sorted(folders)]
+        return self.answer(200, [*listed, *(entry(name, data) for name, data in below.items())])
+
+    def content(self, data: bytes, commit: str) -> None:
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted is None:
+            return self.answer(200, data, headers)
+        start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
+        headers["Content-Range"] = f"bytes {start}-{min(end, len(data) - 1)}/{len(data)}"
+        return self.answer(206, data[start : end + 1], headers)
 
     def info(self, repository: str, revision: str) -> None:
         files = self.files(repository, revision, content=False)
@@ -156,8 +172,14 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if not self.headers.get("Authorization"):
+        if "paths-info" not in path and not self.headers.get("Authorization"):
             return self.refuse(401, "Unauthorized")
+        if match := re.fullmatch(r"/api/(?:models/)?(.+)/paths-info/(.+)", path):
+            files = self.files(match[1], match[2], content=False)
+            asked = json.loads(body)["paths"]
+            if files is None:
+                return None
+            return self.answer(200, [entry(n, files[n]) for n in asked if n in files])
         if path == "/api/repos/create":
             asked = json.loads(body)
             self.hub.created.append(asked)
@@ -199,6 +221,10 @@ class Answers(BaseHTTPRequestHandler):
         sha = commit_of(files)
         url = f"{self.hub.address}/{repository}/commit/{sha}"
         self.answer(200, {"commitUrl": url, "commitOid": sha, "hookOutput": ""})
+
+
+def of(match: re.Match[str]) -> str:
+    return match[1].replace("%", "/")
 
 
 def entry(name: str, data: bytes) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """The hub, as a server that answers as it does: every way a repository cannot be had is told with
 what to do; revisions are pinned; a run's model is pushed and read back."""
 
+import io
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -118,6 +121,36 @@ except Exception as error:
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["text_source"]["revision"] == "v1"
     assert config["vision"]["source"]["revision"] == pinned
+
+
+def parquet(word: str) -> bytes:
+    written = io.BytesIO()
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": word}]
+    pq.write_table(pa.table({"messages": [messages]}), written)
+    return written.getvalue()
+
+
+def test_a_data_set_is_read_at_its_revision_and_refusals_are_told(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    name = "data/train-00000-of-00001.parquet"
+    hub.repositories["datasets/org/set"] = {
+        "main": {name: parquet("new")}, "v1": {name: parquet("old")},
+    }  # fmt: skip
+    program = """
+from llava_mole.data.containers import open_container
+from llava_mole.errors import DataError
+for address in ("hub:org/set:train", "hub:org/set@v1:train", "hub:org/set@v9", "hub:org/none"):
+    try:
+        print(open_container(address).record(0)["messages"][1]["content"])
+    except DataError as error:
+        print(error)
+"""
+    new, old, revision, missing = said(hub.run(program, tmp_path))
+    assert (new, old) == ("new", "old")
+    assert "data set 'org/set' has no revision 'v9'" in revision
+    assert "`hf download org/set --repo-type dataset --revision v9 --local-dir DIR`" in revision
+    assert f"there is none of that name at {hub.address}/datasets/org/none" in missing
 
 
 # ---------------------------------------------------------------------- pushing
