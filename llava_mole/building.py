@@ -50,9 +50,9 @@ class ModelRecipe:
     vision_select: str = "patch"
     """"patch", or "cls_patch" as Parrot's released code."""
     vision_resize: str | None = field(default=None, metadata={"choices": RESIZES})
-    """How a picture becomes the tower's square: "longest" pads it with the mean colour, as LLaVA and
-    Parrot do; "shortest" cuts its ends off; "squash" changes its proportions. Empty: as published
-    with the tower's weights, which is "shortest" for CLIP."""
+    """How a picture becomes the tower's square: "longest" pads it with the mean colour, as LLaVA
+    and Parrot do; "shortest" cuts its ends off; "squash" changes its proportions. Empty: as
+    published with the tower's weights, which is "shortest" for CLIP."""
     vision_grid: int | None = field(default=None, metadata={"min": 1})
     """Patches are averaged to grid x grid visual tokens: 4 makes 16 of the starter's 49."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)

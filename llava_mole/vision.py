@@ -183,8 +183,8 @@ def load_vision(
 
 
 def resized(preprocess: dict[str, Any], resize: str | None) -> dict[str, Any]:
-    """open_clip's preprocessing with another resize_mode; "longest" pads with the mean colour, which
-    is zero after normalisation (LLaVA's `expand2square`)."""
+    """open_clip's preprocessing with another resize_mode; "longest" pads with the mean colour,
+    which is zero after normalisation (LLaVA's `expand2square`)."""
     if resize is None:
         return preprocess
     fill = [int(255 * channel) for channel in preprocess["mean"]]
@@ -251,7 +251,7 @@ def plan_vision(
 
 
 def find_tower(model: str, pretrained: str | None) -> tuple[str, str | None]:
-    """The name that open_clip knows a tower by, and its tag; names what to do when it knows none."""
+    """The name that open_clip knows a tower by, and its tag. Errors name what to do."""
     name = model
     if model == "starter":
         from llava_mole.starter import ensure_starter

@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
-from llava_mole.training.data import TrainingData, read_data, stage_rows
+from llava_mole.training.data import TrainingData, read_stages, stage_rows
 from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.recipe import Recipe, StageRecipe
 from llava_mole.training.ridge import ridge_start
@@ -155,9 +155,9 @@ def leaves_some_idle(recipe: Recipe, stage: StageRecipe) -> bool:
     return "vision" in stage.learning_rates or ("routers" in stage.learning_rates and not steered)
 
 
-def check_warm_start(recipe: Recipe, data: TrainingData) -> None:
-    """Raises DataError if a warm start asks for a kind of sample that the data lack."""
-    for stage in recipe.stages:
+def check_warm_start(recipe: Recipe, read: Sequence[TrainingData]) -> None:
+    """Raises DataError if a warm start asks for a kind of sample that its data lack."""
+    for stage, data in zip(recipe.stages, read, strict=True):
         if stage.kind == "warm_start":
             names_of_pictures(data.samples, stage.warm_start.kind)
             for kind in stage.warm_start.also:
@@ -176,7 +176,7 @@ def run_recipe(
     Args:
         recipe: validated.
         resume: go on where an earlier run in the same folder stopped; else start anew.
-        data: already read.
+        data: the recipe's own `data:`, already read.
         before_training: called with (model, processor, features) once, before the first stage.
 
     Raises:
@@ -189,8 +189,8 @@ def run_recipe(
     for stage in recipe.stages:
         if stage.kind == "language":
             training_arguments(recipe, stage, out)  # refused now, not after the warm start
-    data = data or read_data(recipe.data, progress=ranks.is_main())
-    check_warm_start(recipe, data)
+    read = read_stages(recipe, data=data, progress=ranks.is_main())
+    check_warm_start(recipe, read)
     if ranks.is_main():
         prepare_folder(recipe, out, resume)
     ranks.barrier()
@@ -215,7 +215,7 @@ def run_recipe(
                 features.clear()
             continue
         started = time.monotonic()
-        run_stage(recipe, stage, folder, model, processor, data, features)
+        run_stage(recipe, stage, folder, model, processor, read[number - 1], features)
         save_on_main(model, processor, folder / "model")
         seconds[stage.name] = time.monotonic() - started
         if "vision" in stage.learning_rates:
@@ -345,7 +345,8 @@ def run_stage(
     set_trainable(model, stage.learning_rates)
     limit = data.leave_out_long(processor, model.config.text_config.max_position_embeddings)
     if ranks.is_main():
-        write_left_out(data, Path(recipe.output_dir) / "left_out.jsonl")
+        name = "left_out.jsonl" if stage.data is None else f"left_out-{stage.name}.jsonl"
+        write_left_out(data, Path(recipe.output_dir) / name)
     collator = Collator(
         processor,
         share_prefix=stage.share_prefix,
