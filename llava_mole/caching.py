@@ -31,7 +31,7 @@ from llava_mole.feature_key import TowerAlone, about, feature_key
 from llava_mole.features import FeatureStore
 from llava_mole.processing import LlavaMoleImageProcessor
 from llava_mole.starter import default_cache
-from llava_mole.training.data import read_data
+from llava_mole.training.data import read_stages
 from llava_mole.training.recipe import FeatureCacheRecipe, Recipe
 from llava_mole.training.schema import load_recipe
 from llava_mole.vision import load_vision
@@ -120,7 +120,8 @@ def fill_cache(
     """
     started = time.monotonic()
     if pictures is None:
-        pictures = read_data(recipe.data, progress=progress).pictures()
+        every = {id(data): data for data in read_stages(recipe, progress=progress)}.values()
+        pictures = list(dict.fromkeys(picture for data in every for picture in data.pictures()))
     store = tower_store(recipe.model, folder, max_bytes)
     cache = store.cache
     assert cache is not None

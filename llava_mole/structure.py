@@ -20,7 +20,7 @@ from llava_mole.building import ModelRecipe, from_anywhere
 from llava_mole.configuration import LlavaMoleConfig, VisionConfig
 from llava_mole.errors import ConfigError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
-from llava_mole.vision import build_structure, plan_vision
+from llava_mole.vision import VisionTower, build_structure, plan_vision
 
 LLAMA_7B = {
     "model_type": "llama",
@@ -125,6 +125,7 @@ def model_without_weights(
     text_config: PreTrainedConfig | None = None,
     vision: VisionConfig | None = None,
     layers: int | None = None,
+    tower: VisionTower | None = None,
 ) -> LlavaMoleForConditionalGeneration:
     """The model of a recipe's `model:` section on the meta device, adapters included.
 
@@ -133,6 +134,7 @@ def model_without_weights(
         text_config: of the language model, if not the named one's own.
         vision: from `vision_of`, if it was worked out before.
         layers: build so many decoder layers only.
+        tower: of `vision`, if it was built before.
 
     Raises:
         ConfigError: a name or option is wrong.
@@ -160,7 +162,7 @@ def model_without_weights(
             attn_implementation=recipe.attn_implementation,
         )
         model = LlavaMoleForConditionalGeneration(
-            config, language_model=language_model, vision_tower=build_structure(vision)
+            config, language_model=language_model, vision_tower=tower or build_structure(vision)
         )
         model.requires_grad_(False)
         model.add_adapters()

@@ -264,7 +264,7 @@ def plan_vision(
 
 
 def find_tower(model: str, pretrained: str | None) -> tuple[str, str | None]:
-    """The name that open_clip knows a tower by, and its tag; says what to do when it has none."""
+    """The name that open_clip knows a tower by, and its tag. Errors name what to do."""
     name = model
     if model == "starter":
         from llava_mole.starter import ensure_starter

@@ -117,6 +117,10 @@ def cross_checks(recipe: Recipe) -> list[str]:
                 problems.append(f"{path}.{problem}")
         problems += unread_keys(stage, path)
         problems += check_start(recipe, index, path)
+        if stage.data is not None:
+            problems += [f"{path}.{problem}" for problem in check_mixture(stage.data)]
+            if stage.data.feature_cache is not None:
+                problems.append(f"{path}.data.feature_cache: say it once, in the recipe's own data")
         problems += check_weights(stage.kind_weights or {}, f"{path}.kind_weights")
         problems += check_weights(stage.warm_start.also, f"{path}.warm_start.also")
         if stage.kind == "language" and not stage.learning_rates:

@@ -239,6 +239,29 @@ def read_data(
     return TrainingData(recipe, sources, variants)
 
 
+def read_stages(
+    recipe: Recipe, *, data: TrainingData | None = None, progress: bool = True
+) -> list[TrainingData]:
+    """What each stage draws from; the same object where it is the same data.
+
+    Args:
+        data: the recipe's own `data:`, if it was read before.
+
+    Raises:
+        DataError: see `read_data`.
+    """
+    read = [] if data is None else [(recipe.data, data)]
+    found = []
+    for stage in recipe.stages:
+        wanted = recipe.data_of(stage)
+        known = next((done for one, done in read if one == wanted), None)
+        if known is None:
+            known = read_data(wanted, progress=progress)
+            read.append((wanted, known))
+        found.append(known)
+    return found
+
+
 def is_there(path: str) -> bool:
     """Whether a source's path, less the split or name behind its colon, is on this disk."""
     try:
@@ -341,7 +364,7 @@ def stage_rows(
         batch: rows of a micro-batch, of all workers together.
         collator: tells how long a row is; without it rows keep the planned order.
     """
-    weights = recipe.data.kind_weights if stage.kind_weights is None else stage.kind_weights
+    weights = data.recipe.kind_weights if stage.kind_weights is None else stage.kind_weights
     seed = recipe.seed + 1000 * (1 + recipe.stages.index(stage))
     pools = data.pools(weights)
 
@@ -359,7 +382,7 @@ def stage_rows(
         questions=stage.questions_per_picture,
         seed=seed,
         variants=data.variants,
-        variant_share=recipe.data.variant_share,
+        variant_share=data.recipe.variant_share,
         batch=batch or stage.pictures_per_step,
         window=stage.length_window if collator and stage.packing is None else 1,
         length=longest_tree(collator) if collator else None,

@@ -1,7 +1,8 @@
 """`llava-mole train --dry-run`: everything a run will do, before it costs anything.
 
-The resolved recipe, parameters by part, the mixture that the planner will really draw, and one
-sample decoded token by token with its label mask.
+The resolved recipe, parameters by part, memory and time as far as they can be worked out, the
+mixture that the planner will really draw, and one sample decoded token by token with its label
+mask. Where data or weights are on another machine, what needs neither is printed before the error.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +18,14 @@ from rich.text import Text
 
 from llava_mole.building import build_model
 from llava_mole.data.collator import check_trainable
+from llava_mole.errors import CheckpointError, DataError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor
-from llava_mole.training.data import TrainingData, encode_sample, planned_rows, read_data
-from llava_mole.training.mix import mix_report, passes_of, print_mix
+from llava_mole.structure import model_without_weights
+from llava_mole.training.data import TrainingData, encode_sample, planned_rows, read_stages
+from llava_mole.training.foresight import print_estimate
+from llava_mole.training.mix import MixReport, mix_report, passes_of, print_mix
 from llava_mole.training.parts import count_parameters, set_trainable
 from llava_mole.training.recipe import Recipe
 from llava_mole.training.run import check_warm_start, training_arguments
@@ -36,25 +41,45 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     console.rule("recipe")
     resolved = dataclasses.asdict(recipe)
     console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False)
-    data = read_data(recipe.data)
-    check_warm_start(recipe, data)
     for stage in recipe.stages:
         if stage.kind == "language":
             training_arguments(recipe, stage, Path(recipe.output_dir))
-    model, processor = build_model(dataclasses.replace(recipe.model, parrot=None))
+    # What needs neither data nor weights comes first: they may lie on another machine.
     console.rule("parameters")
-    console.print(parameter_table(recipe, model))
+    plain = dataclasses.replace(recipe.model, parrot=None)
+    console.print(parameter_table(recipe, model_without_weights(plain)))
+    try:
+        read = read_stages(recipe)
+        check_warm_start(recipe, read)
+        model, processor = build_model(plain)
+    except (DataError, CheckpointError):
+        print_estimate(recipe, console)
+        raise
     console.rule("mixture")
-    data.leave_out_long(processor, model.config.text_config.max_position_embeddings)
-    for stage in recipe.stages:
+    means: dict[str, tuple[float, float]] = {}
+    for data in {id(one): one for one in read}.values():
+        data.leave_out_long(processor, model.config.text_config.max_position_embeddings)
+    for stage, data in zip(recipe.stages, read, strict=True):
         if stage.kind != "language":
             continue
         rows = planned_rows(recipe, stage, data, processor)
         report = mix_report(data, rows, processor)
         print_mix(report, console, f"stage {stage.name}: {passes_of(rows)}")
+        means[stage.name] = mean_lengths(report)
+    print_estimate(recipe, console, means)
     console.rule("one sample")
     steered = any(stage.parrot for stage in recipe.stages)
-    print_sample(data, processor, model, console, steered=steered)
+    print_sample(read[-1], processor, model, console, steered=steered)
+
+
+def mean_lengths(report: MixReport) -> tuple[float, float]:
+    """Tokens of a sample, and supervised ones, over what the plan draws."""
+    drawn = sum(source.drawn for source in report.sources)
+    return (
+        sum((source.tokens_per_sample or 0) * source.drawn for source in report.sources) / drawn,
+        sum((source.supervised_per_sample or 0) * source.drawn for source in report.sources)
+        / drawn,
+    )
 
 
 def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) -> Table:
@@ -65,7 +90,8 @@ def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) ->
         table.add_column(f"trained in {stage.name}")
         if stage.parrot and model.parrot is None and recipe.model.parrot is not None:
             width = model.config.text_config.hidden_size
-            model.parrot = LanguageConditionedMoE(width, recipe.model.parrot)
+            with torch.device(model.device):
+                model.parrot = LanguageConditionedMoE(width, recipe.model.parrot)
         rates = stage.learning_rates if stage.kind == "language" else {"projector": 1.0}
         set_trainable(model, rates)
         columns.append({part: trained for part, _, trained in count_parameters(model)})

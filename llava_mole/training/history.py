@@ -6,7 +6,7 @@ Names, numbers and licences only: no path of the machine, nothing of a record.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,21 @@ LONGEST_ATTRIBUTION = 4_000
 """Characters of an ATTRIBUTION.txt that are carried along; longer ones are named."""
 
 
-def record_data(config: LlavaMoleConfig, recipe: Recipe, data: TrainingData) -> None:
-    """Which data a model saw. What an earlier run left on record stays."""
+def record_data(config: LlavaMoleConfig, recipe: Recipe, read: Sequence[TrainingData]) -> None:
+    """Which data a model saw. What an earlier run left on record stays.
+
+    Args:
+        read: of each stage; the same object where stages share their data.
+    """
     known = dict(config.provenance or {})
+    different = {
+        id(data): (data, recipe.data_of(stage).sources)
+        for stage, data in zip(recipe.stages, read, strict=True)
+    }
     sources = [
         describe(source, wanted)
-        for source, wanted in zip(data.sources, recipe.data.sources, strict=True)
+        for data, listed in different.values()
+        for source, wanted in zip(data.sources, listed, strict=True)
     ]
     names = {source["name"] for source in sources}
     earlier = [source for source in known.get("data", []) if source["name"] not in names]

@@ -27,7 +27,13 @@ from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import Sample
 from llava_mole.errors import ConfigError
 from llava_mole.processing import Encoded, LlavaMoleProcessor
-from llava_mole.training.data import TrainingData, encode_sample, planned_rows, read_data
+from llava_mole.training.data import (
+    TrainingData,
+    encode_sample,
+    planned_rows,
+    read_data,
+    read_stages,
+)
 from llava_mole.training.reading import read_mapping
 from llava_mole.training.schema import load_mixture, load_recipe
 
@@ -388,13 +394,14 @@ def mix(
             raise ConfigError(f"--stage {stage}: {path} has the language stages {', '.join(names)}")
         if not planned:
             raise ConfigError(f"{path}: no stage of kind language, so nothing is drawn")
-        data = read_data(recipe.data)
-        if tokens or recipe.data.max_length is not None:
+        read = dict(zip((one.name for one in recipe.stages), read_stages(recipe), strict=True))
+        if tokens or any(recipe.data_of(one).max_length is not None for one in planned):
             processor = build_processor(recipe.model)[0]
-            data.leave_out_long(processor, context_length(recipe.model))
-        drawn = {one.name: planned_rows(recipe, one, data, processor) for one in planned}
+            for of_stage in {id(one): one for one in read.values()}.values():
+                of_stage.leave_out_long(processor, context_length(recipe.model))
+        drawn = {one.name: planned_rows(recipe, one, read[one.name], processor) for one in planned}
         name = stage or max(drawn, key=lambda one: len(drawn[one]))
-        rows = drawn[name]
+        data, rows = read[name], drawn[name]
         title = f"stage {name}: {passes_of(rows)}"
         for other in names:
             if other != name:

@@ -171,6 +171,8 @@ class StageRecipe:
     their order stays random. 1: the planned order."""
     parrot: bool = False
     """Switch the language-conditioned MoE on from this stage."""
+    data: DataRecipe | None = None
+    """This stage's own data, instead of the recipe's: a mapping, or a mixture file."""
     kind_weights: dict[str, float] | None = None
     """Instead of data.kind_weights, for this stage."""
     warm_start: WarmStartRecipe = field(default_factory=WarmStartRecipe)
@@ -205,3 +207,7 @@ class Recipe:
     an accelerator (use torchrun for several)."""
     training: dict[str, Any] = field(default_factory=dict)
     """transformers.TrainingArguments for every language stage, by their own names."""
+
+    def data_of(self, stage: StageRecipe) -> DataRecipe:
+        """What a stage draws from."""
+        return self.data if stage.data is None else stage.data

@@ -37,7 +37,7 @@ from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
 from llava_mole.starting import switch_parrot_on
 from llava_mole.training import hub_push
-from llava_mole.training.data import TrainingData, read_data, stage_rows
+from llava_mole.training.data import TrainingData, read_stages, stage_rows
 from llava_mole.training.environment import check_environment
 from llava_mole.training.history import record_data, record_stage
 from llava_mole.training.parts import mark_trained, set_trainable
@@ -157,9 +157,9 @@ def leaves_some_idle(recipe: Recipe, stage: StageRecipe) -> bool:
     return "vision" in stage.learning_rates or ("routers" in stage.learning_rates and not steered)
 
 
-def check_warm_start(recipe: Recipe, data: TrainingData) -> None:
-    """Raises DataError if a warm start asks for a kind of sample that the data lack."""
-    for stage in recipe.stages:
+def check_warm_start(recipe: Recipe, read: Sequence[TrainingData]) -> None:
+    """Raises DataError if a warm start asks for a kind of sample that its data lack."""
+    for stage, data in zip(recipe.stages, read, strict=True):
         if stage.kind == "warm_start":
             names_of_pictures(data.samples, stage.warm_start.kind)
             for kind in stage.warm_start.also:
@@ -178,7 +178,7 @@ def run_recipe(
     Args:
         recipe: validated.
         resume: go on where an earlier run in the same folder stopped; else start anew.
-        data: already read.
+        data: the recipe's own `data:`, already read.
         before_training: called with (model, processor, features) once, before the first stage.
 
     Raises:
@@ -194,8 +194,8 @@ def run_recipe(
     check_environment(recipe)
     push = hub_push.push_of(recipe.training, recipe.output_dir)
     repository = hub_push.prepare(push) if push is not None and ranks.is_main() else ""
-    data = data or read_data(recipe.data, progress=ranks.is_main())
-    check_warm_start(recipe, data)
+    read = read_stages(recipe, data=data, progress=ranks.is_main())
+    check_warm_start(recipe, read)
     if ranks.is_main():
         prepare_folder(recipe, out, resume)
     ranks.barrier()
@@ -204,7 +204,7 @@ def run_recipe(
     features = feature_store(recipe, model, processor)
     if before_training is not None:
         before_training(model, processor, features)
-    record_data(model.config, recipe, data)
+    record_data(model.config, recipe, read)
     log = out / "log.jsonl"
     seconds: dict[str, float] = {}
     for number, stage in enumerate(recipe.stages, start=1):
@@ -228,7 +228,7 @@ def run_recipe(
         callbacks = []
         if push is not None and push.strategy == "every_save":
             callbacks.append(hub_push.PushCheckpoints(push, repository))
-        run_stage(recipe, stage, folder, model, processor, data, features, callbacks)
+        run_stage(recipe, stage, folder, model, processor, read[number - 1], features, callbacks)
         record_stage(model.config, recipe, stage, rows_per_step(recipe, stage), log)
         save_on_main(model, processor, folder / "model")
         seconds[stage.name] = time.monotonic() - started
@@ -369,7 +369,8 @@ def run_stage(
     set_trainable(model, stage.learning_rates)
     limit = data.leave_out_long(processor, model.config.text_config.max_position_embeddings)
     if ranks.is_main():
-        write_left_out(data, Path(recipe.output_dir) / "left_out.jsonl")
+        name = "left_out.jsonl" if stage.data is None else f"left_out-{stage.name}.jsonl"
+        write_left_out(data, Path(recipe.output_dir) / name)
     collator = Collator(
         processor,
         share_prefix=stage.share_prefix,

@@ -48,10 +48,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if owner is not None:
         raise ConfigError(explain(values, path, owner))
     problems: list[str] = []
-    if isinstance(values.get("data"), str):
-        values["data"] = read_mapping(beside(values["data"], path), "data")
+    read_mixtures(values, path)
     for override in overrides:
         apply_override(values, override, problems)
+    read_mixtures(values, path)  # those that an override names
     recipe = build(Recipe, values, "", problems)
     if recipe is not None:
         problems += inherit(recipe)
@@ -60,6 +60,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path}: {counted(problems)}\n" + "\n".join(f"  {p}" for p in problems))
     assert recipe is not None
     return recipe
+
+
+def read_mixtures(values: dict[str, Any], recipe: Path) -> None:
+    """Put what a mixture file holds in the place of its name: the recipe's, and its stages'."""
+    stages = values.get("stages")
+    for holder in [values, *(stages if isinstance(stages, list) else [])]:
+        if isinstance(holder, dict) and isinstance(holder.get("data"), str):
+            holder["data"] = read_mapping(beside(holder["data"], recipe), "data")
 
 
 def load_mixture(path: str | Path, overrides: Sequence[str] = ()) -> DataRecipe:
