@@ -91,6 +91,10 @@ class DataRecipe:
     """Samples beyond max_length: "error" names them all before anything is trained, "drop" leaves
     them out, counted, listed in OUT/left_out.jsonl. Nothing is ever cut."""
     feature_cache: FeatureCacheRecipe | None = None
+    held_out: list[SourceRecipe] = field(default_factory=list)
+    """Never trained on, scored while a stage trains (`training.eval_strategy`, `eval_steps`); see
+    docs/training.md. Of a source's keys: path, name, format, image_root, domain, language, keep,
+    and `samples`, which takes as many of them, always the same."""
 
 
 @dataclass

@@ -26,6 +26,7 @@ from llava_mole.data.pool import ListedSamples, Pool
 from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import Sample, Turn
 from llava_mole.mole import MoleConfig
+from llava_mole.training.log import gathered
 from llava_mole.training.parts import set_trainable
 from llava_mole.training.trainer import StageTrainer
 from tests.helpers import awaken, picture
@@ -149,7 +150,7 @@ def main(out: str, options: str) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         save_file(weights(trainer), Path(out) / "weights.safetensors")
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        history = [gathered(entry) for entry in trainer.state.log_history if "loss" in entry]
         (Path(out) / "log.json").write_text(json.dumps(history))
     ranks.leave()
 

@@ -17,7 +17,9 @@ from torch.testing import assert_close
 from transformers import TrainerCallback
 
 from llava_mole import LlavaMoleForConditionalGeneration
-from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint
+from llava_mole.training.log import gathered
+from llava_mole.training.resume import latest_checkpoint, mark_checkpoint
+from llava_mole.training.trainer import StageTrainer
 from tests.training.stage import RATES, stage, weights, write_pictures
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -45,7 +47,7 @@ def trained(paths: dict[str, Path], tmp_path: Path) -> Callable[..., StageTraine
 
 
 def history(trainer: StageTrainer) -> list[dict[str, Any]]:
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [gathered(entry) for entry in trainer.state.log_history if "loss" in entry]
 
 
 def by_loss(entries: list[dict[str, Any]]) -> list[list[float]]:
@@ -189,6 +191,11 @@ def test_half_written_checkpoints_are_ignored(paths: dict[str, Path], tmp_path: 
     shutil.copytree(whole, tmp_path / "checkpoint-9")
     (tmp_path / "checkpoint-9" / "trainer_state.json").unlink()
     shutil.copytree(whole, tmp_path / ".checkpoint-7.building-12345678")
+    shutil.copytree(whole, tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-10" / "stage.json").unlink()
+    shutil.copytree(whole, tmp_path / "checkpoint-11")
+    optimizer = tmp_path / "checkpoint-11" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
     assert latest_checkpoint(tmp_path) == whole
 
 
@@ -200,7 +207,8 @@ def test_nothing_to_resume_from_is_no_error(tmp_path: Path) -> None:
 def test_checkpoint_10_is_newer_than_checkpoint_9(tmp_path: Path) -> None:
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        about = {"stage": "one", "step": step, "resumable": True}
+        mark_checkpoint(tmp_path / f"checkpoint-{step}", about)
     assert latest_checkpoint(tmp_path).name == "checkpoint-10"
 
 
@@ -241,7 +249,6 @@ def test_a_time_budget_ends_the_stage_with_its_rate_at_zero(
     trainer = stage(
         tmp_path, **paths, max_steps=10_000, trainer={"time_budget": 1.0}, warmup_steps=0
     )
-    trainer.add_callback(TimeBudget(trainer))
     trainer.train()
     assert 1 <= trainer.state.global_step < 10_000
     rates = [entry["learning_rate"] for entry in history(trainer)]
@@ -260,11 +267,9 @@ def test_a_resumed_stage_has_only_the_time_that_was_left(
         "save_total_limit": 1,
     }
     first = stage(tmp_path, **paths, **options)
-    first.add_callback(TimeBudget(first))
     first.add_callback(StopAt(4))
     first.train()
     second = stage(tmp_path, **paths, **options)
-    second.add_callback(TimeBudget(second))
     second.train(resume_from_checkpoint=str(latest_checkpoint(tmp_path)))
     rates = [entry["learning_rate"] for entry in history(second)]
     assert rates == sorted(rates, reverse=True)  # it does not rise again
