@@ -93,11 +93,7 @@ class CheckpointingTrainer(Trainer):
 
     def _refuse_lost_weights(self) -> None:
         """A checkpoint to go on from holds numbers."""
-        lost = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and not bool(torch.isfinite(parameter).all())
-        ]
+        lost = self.lost_weights()
         if lost:
             raise TrainingError(
                 f"stage {self.stage}, step {self.state.global_step}: {len(lost)} trained weights "
@@ -105,6 +101,14 @@ class CheckpointingTrainer(Trainer):
                 "Lower learning_rates, and go on from the one before: "
                 f"{latest_checkpoint(Path(self.args.output_dir))}"
             )
+
+    def lost_weights(self) -> list[str]:
+        """Names of the trained weights that hold a value that is no number."""
+        return [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all())
+        ]
 
     def _parts(self) -> list[dict[str, Any]]:
         """The optimizer's groups: what a checkpoint's state belongs to."""

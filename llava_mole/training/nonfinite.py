@@ -154,6 +154,7 @@ def in_words(
     record: StepRecord,
     norm: float | None,
     parts: Mapping[str, Sequence[str]],
+    lost: Sequence[str],
     folder: Path,
     checkpoint: Path | None,
     rates: Mapping[str, float],
@@ -169,6 +170,8 @@ def in_words(
         what = f"the gradient's norm is {norm}"
         what += "".join(f"; {part}: {len(names)} tensors" for part, names in parts.items())
         places = [s for batch in record.batches for s in batch.get("sources", [])]
+    if lost:
+        what += f"; {len(lost)} weights were no numbers before, the first {lost[0]}"
     more = f" and {len(places) - 8} more" if len(places) > 8 else ""
     samples = ", ".join(places[:8]) + more or "not known on this rank"
     on = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())

@@ -100,6 +100,9 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         **recipe.training,
         **stage.training,
     }
+    for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if options.get(key) is False:  # what YAML makes of a bare no
+            options[key] = "no"
     said = {**recipe.training, **stage.training}
     if "save_steps" in said and options["save_strategy"] == "no":
         options["save_strategy"] = "steps"

@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llava_mole import ranks
 from llava_mole.data.collator import count_batch
@@ -64,7 +64,9 @@ class StageTrainer(CheckpointingTrainer):
         **options: Any,
     ) -> None:
         super().__init__(eval_dataset=held_out, **options)
-        self.remove_callback(ProgressCallback)  # `progress.py` has one that says which stage
+        # `progress.py` has a bar that says which stage, and all that is logged is in the log.
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
         self.rates = rates
         self.time_budget = time_budget
@@ -274,6 +276,7 @@ class StageTrainer(CheckpointingTrainer):
         raise TrainingError(
             nonfinite.in_words(
                 stage=self.stage, step=step, record=self._step, norm=value, parts=parts,
+                lost=self.lost_weights(),
                 folder=folder, checkpoint=latest_checkpoint(Path(self.args.output_dir)),
                 rates=self.rates, options=self.args,
             )

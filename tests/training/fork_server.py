@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 import traceback
-from pathlib import Path
 
 import torch
 
@@ -30,9 +29,14 @@ def child(order: dict) -> None:
         torch.set_num_threads(1)
         run_recipe(load_recipe(order["config"], order["overrides"]), resume=order["resume"])
         code = 0
-    except BaseException:
+    except Exception:
         traceback.print_exc()
     os._exit(code)
+
+
+def say(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -40,16 +44,14 @@ def main() -> None:
         number = os.fork()
         if not number:
             child(json.loads(line))
-        print(number, flush=True)
+        say(number)
 
         def report(number: int = number) -> None:
             _, status = os.waitpid(number, 0)
-            print(os.waitstatus_to_exitcode(status), flush=True)
+            say(os.waitstatus_to_exitcode(status))
 
         threading.Thread(target=report, daemon=True).start()
 
 
 if __name__ == "__main__":
-    # The recipe's own modules import these in the first run; here they are there for all.
-    Path(__file__).resolve()
     main()

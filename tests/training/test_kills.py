@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def everything(recipe_file: Path, data: Path) -> Path:
     recipe["training"] = {"logging_steps": 3, "save_steps": 1, "save_total_limit": 2,
                           "eval_steps": 2, "optim": "adamw_torch", "lr_scheduler_type": "cosine",
                           "gradient_accumulation_steps": 2, "disable_tqdm": True}  # fmt: skip
-    warm, instruct, parrot = recipe["stages"]
+    _, instruct, parrot = recipe["stages"]
     instruct["steps"], instruct["pictures_per_step"] = 8, 1
     parrot["steps"], parrot["pictures_per_step"] = 5, 1
     parrot["training"] = {"load_best_model_at_end": True, "eval_strategy": "steps",
@@ -107,13 +108,27 @@ def files(out: Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
 
 
-def wait_for(condition: Any, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_for(condition: Any, child: int) -> None:
+    """Until the condition holds, or the child has ended."""
+    deadline = time.monotonic() + 120
+    while alive(child) and not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.0005)
-    return False
+
+
+def progress(out: Path) -> int:
+    """Grows with all that a run leaves."""
+    log = out / "log.jsonl"
+    lines = log.read_bytes().count(b"\n") if log.is_file() else 0
+    return lines + sum(1 for _ in out.glob("stages/*/*/config.json"))
 
 
 def half_made(out: Path) -> list[Path]:
@@ -132,29 +147,34 @@ def test_killed_twenty_times_a_run_ends_with_the_same_weights_and_log(
     server: Server, everything: Path, tmp_path: Path
 ) -> None:
     expected, out = tmp_path / "expected", tmp_path / "killed"
-    started = time.monotonic()
     server.start(everything, expected)
     assert server.end() == 0
-    whole = time.monotonic() - started
 
     rng = random.Random(5)
-    during_a_save, seen = 0, set()
-    for number in range(20):
+    kills = during_a_save = 0
+    places = set()
+    while kills < 20:
         child = server.start(everything, out)
-        if number % 2:  # as soon as something is half made, or a moment later
-            if wait_for(lambda: half_made(out), 10 * whole):
-                time.sleep(rng.random() * 0.01)
-        else:
-            time.sleep(whole * rng.random() * 0.6)
-        os.kill(child, signal.SIGKILL)
-        ended = server.end()
-        left = half_made(out)
-        during_a_save += bool(left) and ended == -signal.SIGKILL
-        seen |= {path.name.split("-")[0] for path in left}
+        if kills % 2:  # as soon as something is half made, or a moment later
+            wait_for(lambda: half_made(out), child)
+            time.sleep(rng.random() * 0.004)
+        else:  # anywhere, but not before something is done
+            aim = progress(out) + rng.randrange(4)
+            wait_for(lambda aim=aim: progress(out) >= aim, child)
+            time.sleep(rng.random() * 0.2)
+        if alive(child):
+            os.kill(child, signal.SIGKILL)
+        if server.end() == 0:  # it was done before: another one, from the start
+            shutil.rmtree(out)
+            continue
+        kills += 1
+        during_a_save += bool(half_made(out))
+        places.add(progress(out))
         # What bears the name of a checkpoint is whole.
         for checkpoint in out.glob("stages/*/checkpoint-*"):
             read_mark(checkpoint)
-    assert during_a_save >= 5, (during_a_save, seen)
+    assert during_a_save >= 5
+    assert len(places) >= 5
 
     server.start(everything, out)
     assert server.end() == 0

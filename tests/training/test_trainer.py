@@ -17,7 +17,8 @@ from torch.testing import assert_close
 from transformers import TrainerCallback
 
 from llava_mole import LlavaMoleForConditionalGeneration
-from llava_mole.training.log import gathered
+from llava_mole.training.log import JsonLog, gathered
+from llava_mole.training.parts import part_of
 from llava_mole.training.resume import latest_checkpoint, mark_checkpoint
 from llava_mole.training.trainer import StageTrainer
 from tests.training.stage import RATES, stage, weights, write_pictures
@@ -86,15 +87,80 @@ def test_shared_pictures_train_like_separate_rows(trained: Callable[..., StageTr
         assert [e[key] for e in history(tree)] == [e[key] for e in history(rows)]
 
 
-def test_activation_checkpointing_trains_alike(trained: Callable[..., StageTrainer]) -> None:
-    plain = trained("plain")
-    recomputed = trained(
-        "recomputed",
-        gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-    )
-    assert_same_run(weights(recomputed), weights(plain))
-    assert_close(by_loss(history(recomputed)), by_loss(history(plain)), rtol=1e-5, atol=1e-6)
+LAYOUTS = {
+    "tree rows": {},
+    "packed tree rows": {"packing": 96},
+    "packed rows": {"packing": 96, "share_prefix": False},
+    "parrot": {"parrot": True, "rates": {**RATES, "parrot": 0.03}},
+    "packed rows and parrot": {"packing": 96, "parrot": True, "rates": {**RATES, "parrot": 0.03}},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activation_checkpointing_trains_alike(
+    trained: Callable[..., StageTrainer], layout: str
+) -> None:
+    """The same numbers are computed twice, so the run is the same to the bit."""
+    options = {"dropout": 0.2, "max_steps": 2, **LAYOUTS[layout]}
+    plain = trained("plain", **options)
+    recomputed = trained("recomputed", activation_checkpointing=True, **options)
+    decoder = recomputed.model.language_model.model
+    assert decoder.is_activation_checkpointing
+    found, expected = weights(recomputed), weights(plain)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert by_loss(history(recomputed)) == by_loss(history(plain))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_accumulation_trains_alike_in_every_layout(
+    trained: Callable[..., StageTrainer], layout: str
+) -> None:
+    whole = trained("whole", rows_per_step=4, max_steps=2, **LAYOUTS[layout])
+    options = {"gradient_accumulation_steps": 4, "max_steps": 2, **LAYOUTS[layout]}
+    parts = trained("parts", rows_per_step=1, **options)
+    assert_same_run(weights(parts), weights(whole))
+    assert_close(by_loss(history(parts)), by_loss(history(whole)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["packed tree rows", "parrot"])
+def test_a_base_in_bfloat16_trains_near_one_in_float32(
+    trained: Callable[..., StageTrainer], layout: str
+) -> None:
+    """Trained parts stay float32, activations have 8 bits: losses of the first step, before any
+    weight has moved apart, within 2^-7 of their size; the balance loss counts routes, of which a
+    few change sides. Accumulated or recomputed, bfloat16 gives what bfloat16 gives."""
+    options = {"max_steps": 1, **LAYOUTS[layout]}
+    low = trained("low", dtype="bfloat16", **options)
+    full = trained("full", **options)
+    assert {p.dtype for p in low.model.parameters() if p.requires_grad} == {torch.float32}
+    (found,), (expected,) = history(low), history(full)
+    assert found["loss_language"] == pytest.approx(expected["loss_language"], rel=2**-7)
+    assert found["loss_balance"] == pytest.approx(expected["loss_balance"], rel=0.1)
+    again = trained("again", dtype="bfloat16", activation_checkpointing=True, **options)
+    assert by_loss(history(again)) == by_loss(history(low))
+
+
+@pytest.mark.parametrize("part", ["vision", "projector", "parrot", "experts", "routers", "lora",
+                                  "language_model"])  # fmt: skip
+def test_every_part_moves_at_its_own_rate_and_alone(
+    paths: dict[str, Path], tmp_path: Path, part: str
+) -> None:
+    """Plain SGD without clipping: twice the rate, twice the way."""
+    moved = []
+    for rate in (0.01, 0.02):
+        trainer = stage(
+            tmp_path / str(rate), **paths, parrot=True, rates={part: rate}, max_steps=1,
+            max_grad_norm=0.0, lr_scheduler_type="constant",
+        )  # fmt: skip
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        trainer.train()
+        moved.append({n: p.detach() - before[n] for n, p in trainer.model.named_parameters()})
+    changed = {name for name, way in moved[0].items() if way.any()}
+    assert changed
+    assert {part_of(name) for name in changed} == {part}
+    for name in changed:  # differences of float32 weights of about 1
+        assert_close(moved[1][name], 2 * moved[0][name], rtol=1e-3, atol=1e-6)
 
 
 def free_port() -> int:
@@ -288,6 +354,55 @@ def test_the_log_names_every_loss_and_the_experts_of_every_language(
             if f"experts_{language}" in entry:
                 assert sum(entry[f"experts_{language}"]) == pytest.approx(1, abs=1e-3)
         assert "experts_en" in entry
+
+
+class Recorder(TrainerCallback):
+    """What a logging integration gets."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.got.append({"step": state.global_step, **logs})
+
+
+def test_callbacks_get_the_numbers_of_the_log_each_a_scalar(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    trainer = stage(tmp_path, **paths, logging_steps=1)
+    recorder, log = Recorder(), JsonLog(tmp_path / "log.jsonl", "stage")
+    trainer.add_callback(recorder)
+    trainer.add_callback(log)
+    trainer.train()
+    assert all(isinstance(v, int | float) for got in recorder.got for v in got.values())
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [gathered(got) for got in recorder.got] == [
+        {k: v for k, v in line.items() if k != "stage"} for line in lines
+    ]
+    first = recorder.got[0]
+    for name in ("loss", "loss_language", "loss_balance", "grad_norm", "learning_rate",
+                 "experts_en/0", "experts_en/2", "real_tokens"):  # fmt: skip
+        assert name in first
+    assert len(lines[0]["experts_en"]) == 3
+
+
+def test_tensorboard_gets_every_loss_by_name(paths: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = stage(tmp_path, **paths, logging_steps=1)
+    from transformers.integrations import TensorBoardCallback
+
+    trainer.add_callback(TensorBoardCallback)
+    trainer.train()
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    for entry in history(trainer):
+        (value,) = [
+            e.value for e in events.Scalars("train/loss_balance") if e.step == entry["step"]
+        ]
+        assert value == pytest.approx(entry["loss_balance"])
 
 
 def test_logged_losses_are_means_over_the_steps_between_logs(
