@@ -204,13 +204,11 @@ class CheckpointingTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         assert self.lr_scheduler is not None
         for number, group in enumerate(self.optimizer.param_groups):
-            before = group["initial_lr"]
             group.update(wanted[number])
-            if before != group["initial_lr"] and isinstance(self.lr_scheduler, LambdaLR):
-                schedule = self.lr_scheduler
-                schedule.base_lrs[number] = group["initial_lr"]
-                step = schedule.last_epoch
-                group["lr"] = group["initial_lr"] * schedule.lr_lambdas[number](step)
+            if isinstance(self.lr_scheduler, LambdaLR):  # as it works a rate out itself
+                schedule, first = self.lr_scheduler, group["initial_lr"]
+                group["lr"] = first * schedule.lr_lambdas[number](schedule.last_epoch)
+                schedule.base_lrs[number], schedule._last_lr[number] = first, group["lr"]
 
     def _load_best_model(self) -> None:
         checkpoint.restore(self.model, Path(self.state.best_model_checkpoint))

@@ -7,6 +7,7 @@ sample decoded token by token with its label mask.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,7 @@ from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.parrot import LanguageConditionedMoE
 from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor
 from llava_mole.training.data import TrainingData, planned_rows, read_data
+from llava_mole.training.held_out import HeldOut, read_held_out
 from llava_mole.training.mix import mix_report, passes_of, print_mix
 from llava_mole.training.parts import count_parameters, set_trainable
 from llava_mole.training.recipe import Recipe
@@ -52,6 +54,17 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         rows = planned_rows(recipe, stage, data, processor)
         report = mix_report(data, rows, processor)
         print_mix(report, console, f"stage {stage.name}: {passes_of(rows)}")
+    held_out = read_held_out(recipe)
+    if held_out is not None:
+        held_out.leave_out_long(processor, model.config.text_config.max_position_embeddings)
+        console.rule("held out")
+        scored = HeldOut(held_out, processor, seed=recipe.seed)
+        console.print(held_out_table(scored))
+        for stage in recipe.stages:
+            if stage.kind == "language":
+                options = training_arguments(recipe, stage, Path(recipe.output_dir))
+                if options.metric_for_best_model is not None:
+                    scored.check_metric(options.metric_for_best_model)
     console.rule("one sample")
     steered = any(stage.parrot for stage in recipe.stages)
     print_sample(data, processor, model, console, steered=steered)
@@ -71,6 +84,18 @@ def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) ->
         columns.append({part: trained for part, _, trained in count_parameters(model)})
     for part, total, _ in count_parameters(model):
         table.add_row(part, f"{total:,}", *(f"{column.get(part, 0):,}" for column in columns))
+    return table
+
+
+def held_out_table(scored: HeldOut) -> Table:
+    """Samples by source and language, and whether letters are scored."""
+    table = Table("source", "samples", "languages", "scored by")
+    for number, source in enumerate(scored.data.sources):
+        items = [item for item in scored.items if item.source == number]
+        languages = Counter(item.names[2] for item in items)
+        by = "loss, right letters" if scored.lettered[number] else "loss"
+        shown = ", ".join(f"{name} {count:,}" for name, count in sorted(languages.items()))
+        table.add_row(source.name, f"{len(items):,}", shown, by)
     return table
 
 

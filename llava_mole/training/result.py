@@ -21,11 +21,13 @@ class StageEnd:
         seconds: it took, those of stopped runs that it went on from included.
         best: (metric, value, step) where `training.metric_for_best_model` names one.
         best_is_kept: the stage left its best checkpoint, not its last step.
+        told_to_end: the process was, in the stage's last step.
     """
 
     seconds: float
     best: tuple[str, float, int] | None = None
     best_is_kept: bool = False
+    told_to_end: bool = False
 
 
 @dataclasses.dataclass

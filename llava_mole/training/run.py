@@ -15,8 +15,9 @@ import dataclasses
 import json
 import logging
 import math
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
 from llava_mole.training.data import TrainingData, read_data, stage_rows
+from llava_mole.training.ending import Ended, told_to_end
 from llava_mole.training.held_out import HeldOut, read_held_out
 from llava_mole.training.log import JsonLog
 from llava_mole.training.memory import memory_advice, peak_memory
@@ -211,6 +213,8 @@ def run_stages(
                     held_out=held_out, start=start,
                 )  # fmt: skip
             save_on_main(model, processor, folder / "model")
+            if ends[stage.name].told_to_end and number + 1 < len(recipe.stages):
+                raise Ended(128 + signal.SIGTERM)
         if "vision" in stage.learning_rates:
             features.clear()
     model.eval()
@@ -242,14 +246,14 @@ def feature_store(
     return FeatureStore(model, processor.image_processor, cache=cache)
 
 
-def write_left_out(data: TrainingData, path: Path) -> None:
-    """Which samples did not fit, a line each; no file where all did."""
-    if not data.left_out:
+def write_left_out(left_out: Sequence[tuple[str, str, int]], path: Path) -> None:
+    """Which samples did not fit, held-out ones too, a line each; no file where all did."""
+    if not left_out:
         path.unlink(missing_ok=True)
         return
     lines = [
         json.dumps({"source": source, "where": where, "tokens": tokens}, ensure_ascii=False)
-        for source, where, tokens in data.left_out
+        for source, where, tokens in left_out
     ]
     with writing_file(path) as file:
         file.write("\n".join(lines) + "\n")
@@ -301,8 +305,12 @@ def run_stage(
     set_trainable(model, stage.learning_rates)
     context = model.config.text_config.max_position_embeddings
     limit = data.leave_out_long(processor, context)
+    left_out = list(data.left_out)
+    if held_out is not None:
+        held_out.leave_out_long(processor, context)
+        left_out += held_out.left_out
     if ranks.is_main():
-        write_left_out(data, Path(recipe.output_dir) / "left_out.jsonl")
+        write_left_out(left_out, Path(recipe.output_dir) / "left_out.jsonl")
     collator = Collator(
         processor,
         share_prefix=stage.share_prefix,
@@ -330,31 +338,38 @@ def run_stage(
         arguments.save_total_limit = arguments.save_total_limit or 2
     scored = None
     if held_out is not None and arguments.eval_strategy != "no":
-        held_out.leave_out_long(processor, context)
         scored = HeldOut(held_out, processor, seed=recipe.seed)
         if arguments.metric_for_best_model is not None:
             scored.check_metric(arguments.metric_for_best_model)
         if collator.features is not None:
             features.fill_together(held_out.pictures())
-    trainer = StageTrainer(
-        rates=stage.learning_rates,
-        time_budget=budget,
-        stage=stage.name,
-        held_out=scored,
-        kept=Path(recipe.output_dir) / "nonfinite",
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=collator,
-        processing_class=processor,
-    )
-    trainer.add_callback(log)
-    if ranks.is_main():
-        rewind(log, stage, start)
-    with without_cache(model), progress_bar(recipe, stage, trainer):
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    with told_to_end() as ending:
+        trainer = StageTrainer(
+            rates=stage.learning_rates,
+            time_budget=budget,
+            stage=stage.name,
+            held_out=scored,
+            kept=Path(recipe.output_dir) / "nonfinite",
+            ending=ending,
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collator,
+            processing_class=processor,
+        )
+        trainer.add_callback(log)
+        if ranks.is_main():
+            rewind(log, stage, start)
+        with without_cache(model), progress_bar(recipe, stage, trainer):
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
     state = trainer.state
-    end = StageEnd(trainer.elapsed)
+    if trainer.ends_here and state.global_step < state.max_steps:
+        logger.warning(
+            "stage %s was told to end: it goes on after step %d with the same command",
+            stage.name, state.global_step,
+        )  # fmt: skip
+        raise Ended(128 + (ending.asked or signal.SIGTERM))
+    end = StageEnd(trainer.elapsed, told_to_end=trainer.ends_here)
     if arguments.metric_for_best_model is not None and state.best_global_step:
         metric = f"eval_{arguments.metric_for_best_model.removeprefix('eval_')}"
         end.best = (metric, float(state.best_metric), state.best_global_step)

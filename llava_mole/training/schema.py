@@ -23,6 +23,7 @@ from llava_mole.data.shares import PlannedSource, mixture_problems
 from llava_mole.errors import ConfigError
 from llava_mole.mole import MoleConfig
 from llava_mole.mole.methods import METHODS, method_class
+from llava_mole.training.held_out_keys import check_held_out
 from llava_mole.training.parts import PARTS
 from llava_mole.training.recipe import (
     DataRecipe,
@@ -44,6 +45,7 @@ OWN_ARGUMENTS = {
     "remove_unused_columns": "nothing",
     "label_smoothing_factor": "nothing: the loss is plain cross-entropy",
     "resume_from_checkpoint": "--resume",
+    "enable_jit_checkpoint": "nothing: a stage that is told to end (SIGTERM) writes a checkpoint",
     "ignore_data_skip": "nothing: a resumed run goes on with the rows that come next",
     "auto_find_batch_size": "stages.N.pictures_per_step, with gradient_accumulation_steps",
 }
@@ -396,39 +398,6 @@ def check_mixture(data: DataRecipe) -> list[str]:
         if low is not None and high is not None and low > high:
             problems.append(f"data.sources: {source.path}: keep.min_bytes={low} > max_bytes={high}")
     return problems + check_weights(data.kind_weights, "data.kind_weights")
-
-
-NOT_HELD_OUT = ("variants", "weight", "cap", "repeat_limit")
-
-
-def check_held_out(recipe: Recipe) -> list[str]:
-    """`data.held_out`, and the keys of `training` that need it."""
-    problems = []
-    sources = recipe.data.held_out
-    for number, source in enumerate(sources):
-        for key in NOT_HELD_OUT:
-            if getattr(source, key) is not None:
-                problems.append(
-                    f"data.held_out.{number}.{key}: not read, held-out samples are not drawn; to "
-                    "take some of them say samples or keep"
-                )
-        if any(vars(source) == vars(other) for other in recipe.data.sources):
-            problems.append(f"data.held_out.{number}: {source.path} is also in data.sources")
-    for stage in recipe.stages:
-        options = {**recipe.training, **stage.training}
-        wanted = [
-            key
-            for key in ("eval_strategy", "eval_steps", "load_best_model_at_end",
-                        "metric_for_best_model", "eval_on_start")
-            if options.get(key) not in (None, False, "no")
-        ]  # fmt: skip
-        if wanted and not sources and stage.kind == "language":
-            problems.append(
-                f"training.{wanted[0]}={options[wanted[0]]!r} (stage {stage.name}): nothing is "
-                "held out; name sources under data.held_out"
-            )
-            break
-    return problems
 
 
 def source_names(sources: Sequence[SourceRecipe]) -> list[str]:

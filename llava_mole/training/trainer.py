@@ -31,6 +31,7 @@ from llava_mole.errors import TrainingError
 from llava_mole.mole import MoleCallback, samples_by_expert
 from llava_mole.training import nonfinite
 from llava_mole.training.checkpointing import CheckpointingTrainer
+from llava_mole.training.ending import Ending
 from llava_mole.training.held_out import HeldOut
 from llava_mole.training.parts import parameters_by_part
 from llava_mole.training.resume import (
@@ -48,6 +49,7 @@ class StageTrainer(CheckpointingTrainer):
         stage: its name.
         held_out: what `training.eval_strategy` scores.
         kept: folder for what a step that is no number leaves; None: beside the checkpoints.
+        ending: tells when the process was asked to end.
         options: Trainer's own.
     """
 
@@ -61,6 +63,7 @@ class StageTrainer(CheckpointingTrainer):
         stage: str = "stage",
         held_out: HeldOut | None = None,
         kept: Path | None = None,
+        ending: Ending | None = None,
         **options: Any,
     ) -> None:
         super().__init__(eval_dataset=held_out, **options)
@@ -73,6 +76,9 @@ class StageTrainer(CheckpointingTrainer):
         self.stage = stage
         self.held_out = held_out
         self.kept = kept or Path(self.args.output_dir) / "nonfinite"
+        self.ending = ending
+        self.ends_here = False
+        """Some rank was asked to end: the step at hand is the last, and a checkpoint follows it."""
         self.started = time.monotonic()
         self.elapsed = 0.0
         """Seconds, those of a stopped run included, as the main rank's clock says: all ranks must
@@ -238,16 +244,20 @@ class StageTrainer(CheckpointingTrainer):
         self.stop_if_no_number(norm)
         return norm
 
-    def stop_if_no_number(self, norm: Any) -> None:
+    def stop_if_no_number(self, norm: torch.Tensor | float | None) -> None:
         """Raises TrainingError, on all ranks, if a loss or the gradient's norm on any is none."""
         value = None if norm is None else float(norm)
         wrong = bool(self._step.wrong())
         if value is not None and not math.isfinite(value):
             wrong = wrong or not nonfinite.scaled_down(self.accelerator.scaler)
+        ending = self.ending is not None and self.ending.asked is not None
         if self.args.world_size > 1:
-            flag = torch.tensor([float(wrong)], device=self.args.device)
-            wrong = bool(self.accelerator.reduce(flag, "sum").item())
+            flags = torch.tensor([float(wrong), float(ending)], device=self.args.device)
+            any_wrong, any_ending = self.accelerator.reduce(flags, "sum").tolist()
+            wrong, ending = any_wrong > 0, any_ending > 0
+        self.ends_here = ending
         if not wrong:
+            self._step.begin([], None, None)  # holds no batch while others are computed
             return
         step = self.state.global_step + 1
         folder = self.kept / f"{self.stage}-step-{step}"
@@ -338,4 +348,6 @@ class StageCallback(TrainerCallback):
             control.should_training_stop = True
             control.should_evaluate = control.should_evaluate or args.eval_strategy == "steps"
             control.should_save = control.should_save or args.load_best_model_at_end
+        elif self.trainer.ends_here and state.global_step < state.max_steps:
+            control.should_training_stop = control.should_save = True
         return control

@@ -29,6 +29,8 @@ def child(order: dict) -> None:
         torch.set_num_threads(1)
         run_recipe(load_recipe(order["config"], order["overrides"]), resume=order["resume"])
         code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
     except Exception:
         traceback.print_exc()
     os._exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections import defaultdict
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 
 from llava_mole.cli import main
@@ -24,6 +26,7 @@ from llava_mole.evaluation.models.ours import OurModel
 from llava_mole.evaluation.protocol import Protocol
 from llava_mole.modeling import IGNORE
 from llava_mole.training.data import read_data
+from llava_mole.training.dry_run import dry_run
 from llava_mole.training.held_out import HeldOut
 from llava_mole.training.recipe import DataRecipe, SourceRecipe
 from llava_mole.training.run import run_recipe
@@ -229,6 +232,19 @@ def test_a_metric_that_no_evaluation_gives_is_refused_before_training(
     with pytest.raises(ConfigError, match="did you mean 'language_tr_loss'"):
         run_recipe(load_recipe(path))
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_dry_run_shows_what_is_held_out(
+    recipe_file: Path, held_out_file: Path, tmp_path: Path
+) -> None:
+    letters = write(tmp_path / "letters.tsv", rows("train")[:9])
+    path = with_held_out(recipe_file, held_out_file)
+    both = [{"path": str(held_out_file), "samples": 5}, {"path": str(letters), "domain": "d"}]
+    console = Console(record=True, width=160, file=io.StringIO())
+    dry_run(load_recipe(path, [f"data.held_out={json.dumps(both)}"]), console)
+    text = console.export_text()
+    assert "loss, right letters" in text
+    assert "ar 3, en 3, zh 3" in text
 
 
 @pytest.mark.slow

@@ -104,6 +104,10 @@ def log_lines(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in OF_A_PROCESS} for line in lines]
 
 
+def steps_of(out: Path) -> list[int]:
+    return [line["step"] for line in log_lines(out) if "loss" in line]
+
+
 def files(out: Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
 
@@ -185,3 +189,30 @@ def test_killed_twenty_times_a_run_ends_with_the_same_weights_and_log(
     assert log_lines(out) == log_lines(expected)
     assert files(out) == files(expected)
     assert not half_made(out)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_told_to_end_writes_a_checkpoint_and_loses_no_step(
+    server: Server, everything: Path, tmp_path: Path, sent: int
+) -> None:
+    """As a cluster does before it takes the machine away; nothing would have been saved by then."""
+    recipe = yaml.safe_load(everything.read_text(encoding="utf-8"))
+    recipe["training"] |= {"save_strategy": "no", "logging_steps": 1}
+    recipe["training"].pop("save_steps")
+    recipe["stages"] = [{**recipe["stages"][1], "steps": 200}]
+    everything.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    out = tmp_path / "told"
+    child = server.start(everything, out)
+    wait_for(lambda: progress(out) >= 2, child)
+    os.kill(child, sent)
+    assert server.end() == 128 + sent
+    steps = steps_of(out)
+    (checkpoint,) = out.glob("stages/1-instruct/checkpoint-*")
+    assert read_mark(checkpoint)["step"] == steps[-1]
+    assert 2 <= steps[-1] < 200
+    assert not (out / "model").exists()
+    child = server.start(everything, out)
+    wait_for(lambda: steps_of(out)[-1] > steps[-1] + 1, child)
+    os.kill(child, signal.SIGKILL)
+    assert server.end() == -signal.SIGKILL
+    assert steps_of(out) == list(range(1, len(steps_of(out)) + 1))
