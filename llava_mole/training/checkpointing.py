@@ -93,17 +93,17 @@ class CheckpointingTrainer(Trainer):
 
     def _refuse_lost_weights(self) -> None:
         """A checkpoint to go on from holds numbers."""
-        lost = self.lost_weights()
+        lost = [name for names in ranks.gather(self.lost_weights()) for name in names]
         if lost:
             raise TrainingError(
-                f"stage {self.stage}, step {self.state.global_step}: {len(lost)} trained weights "
-                f"hold values that are no numbers (first {lost[0]}); no checkpoint was written. "
-                "Lower learning_rates, and go on from the one before: "
+                f"stage {self.stage}, step {self.state.global_step}: {len(set(lost))} trained "
+                f"weights hold values that are no numbers (first {lost[0]}); no checkpoint was "
+                "written. Lower learning_rates, and go on from the one before: "
                 f"{latest_checkpoint(Path(self.args.output_dir))}"
             )
 
     def lost_weights(self) -> list[str]:
-        """Names of the trained weights that hold a value that is no number."""
+        """Names of the trained weights of this rank that hold a value that is no number."""
         return [
             name
             for name, parameter in self.model.named_parameters()

@@ -155,12 +155,17 @@ def in_words(
     norm: float | None,
     parts: Mapping[str, Sequence[str]],
     lost: Sequence[str],
+    replayable: bool,
     folder: Path,
     checkpoint: Path | None,
     rates: Mapping[str, float],
     options: Any,
 ) -> str:
-    """The message that ends the run."""
+    """The message that ends the run.
+
+    Args:
+        replayable: the weights were kept, too: they were whole on one rank.
+    """
     wrong = record.wrong()
     if wrong:
         values = ", ".join(f"{name} {value}" for name, value in record.losses[wrong[0]].items())
@@ -176,6 +181,9 @@ def in_words(
     samples = ", ".join(places[:8]) + more or "not known on this rank"
     on = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
     last = "there is no checkpoint yet" if checkpoint is None else f"--resume {checkpoint}"
+    kept = "batch, random state"
+    if replayable:
+        kept += f", weights. See it again: python -m llava_mole.training.replay {folder}"
     keys = [
         f"lower learning_rates (now {on})",
         f"training.max_grad_norm (now {options.max_grad_norm:g})",
@@ -186,8 +194,7 @@ def in_words(
         keys.insert(0, "model.dtype=bfloat16 or float32 (now float16)")
     return (
         f"stage {stage}, step {step}: {what}; stopped before the optimizer step, no weight has "
-        f"changed.\n  samples: {samples}\n  kept in {folder}: batch, random state, weights. See it "
-        f"again: python -m llava_mole.training.replay {folder}\n"
+        f"changed.\n  samples: {samples}\n  kept in {folder}: {kept}\n"
         f"  go on: {last}, with changed keys; the same recipe would come here again\n"
         "  keys to try: " + "; ".join(keys)
     )

@@ -263,7 +263,8 @@ class StageTrainer(CheckpointingTrainer):
         folder = self.kept / f"{self.stage}-step-{step}"
         plain = self.accelerator.unwrap_model(self.model)
         parts: dict[str, list[str]] = {}
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if whole:
             record = self._step
             assert record.random is not None
             _, parts = nonfinite.retrace(
@@ -286,7 +287,7 @@ class StageTrainer(CheckpointingTrainer):
         raise TrainingError(
             nonfinite.in_words(
                 stage=self.stage, step=step, record=self._step, norm=value, parts=parts,
-                lost=self.lost_weights(),
+                lost=self.lost_weights(), replayable=whole,
                 folder=folder, checkpoint=latest_checkpoint(Path(self.args.output_dir)),
                 rates=self.rates, options=self.args,
             )

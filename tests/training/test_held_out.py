@@ -29,6 +29,7 @@ from llava_mole.training.data import read_data
 from llava_mole.training.dry_run import dry_run
 from llava_mole.training.held_out import HeldOut
 from llava_mole.training.recipe import DataRecipe, SourceRecipe
+from llava_mole.training.result import summary
 from llava_mole.training.run import run_recipe
 from llava_mole.training.schema import load_recipe
 from tests.evaluation.conftest import rows, write
@@ -200,6 +201,11 @@ def test_the_best_checkpoint_stays_and_is_what_the_stage_leaves(
     end = result.ends["instruct"]
     assert end.best == ("eval_language_tr_loss", values[best], best)
     assert end.best_is_kept
+    said = summary(load_recipe(path), result)
+    assert f"model: {out / 'model'} (the best of stage instruct)" in said
+    assert f"best: instruct, eval_language_tr_loss {values[best]:.4g} at step {best}" in said
+    assert "time: " in said
+    assert "peak memory: process " in said
     stage = out / "stages" / "1-instruct"
     kept = {path.name for path in stage.glob("checkpoint-*")}
     assert kept == {f"checkpoint-{best}", "checkpoint-4"}
