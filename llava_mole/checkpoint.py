@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from llava_mole import hub
 from llava_mole.configuration import LlavaMoleConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
-from llava_mole.folders import replacing_folder, sha256_file, sync
+from llava_mole.folders import replacing_folder, sha256_file
 from llava_mole.licences import FOLDER as LICENCES
 from llava_mole.modelcard import copy_licences, write_card
 from llava_mole.mole import mole_context
@@ -474,11 +473,3 @@ def restore(model: Any, folder: Path) -> None:
         with torch.no_grad():
             for name, tensor in base.items():
                 own[name].copy_(tensor)
-
-
-def publish(written: Path, final: Path) -> None:
-    """Sync a finished folder and rename it into place."""
-    sync(written)
-    if final.exists():
-        shutil.rmtree(final)
-    written.rename(final)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llava_mole import environment
 from llava_mole.environment import command as environment_command
-from llava_mole.errors import CheckpointError, ConfigError, DataError
+from llava_mole.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 EPILOG = """\
 examples:
@@ -77,7 +77,16 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         action="store_true",
         help="print resolved recipe, parameters by part, mixture and one decoded sample",
     )
-    train.add_argument("--no-resume", action="store_true", help="start anew in the same folder")
+    train.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|none|CHECKPOINT",
+        help="auto: go on where a stopped run was (default); none: start anew in the same folder; "
+        "OUT/stages/N-NAME/checkpoint-STEP: go back to it, what came after is put aside",
+    )
+    train.add_argument(
+        "--no-resume", dest="resume", action="store_const", const="none", help="--resume none"
+    )
     train.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, dotted"
     )
@@ -184,7 +193,7 @@ def at_least_one(text: str) -> int:
 FLAGS = {"--help", "-h", "--verbose", "--dry-run", "--no-resume"}
 FLAGS |= {"--no-tokens", "--no-picture", "--list"}
 OPTIONS = {
-    "train": {"--config"},
+    "train": {"--config", "--resume"},
     "quickstart": {"--config", "--minutes", "--out", "--seed", "--items", "--variants"},
     "mix": {"--stage", "--questions", "--show", "--picture", "--json"},
     "cache": {"--config", "--folder", "--max-gib", "--json", "--clear"},
@@ -265,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             ranks.leave()
         return code
-    except (ConfigError, DataError, CheckpointError) as error:
+    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
         print(f"llava-mole {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -315,6 +324,7 @@ def train(args: argparse.Namespace) -> int:
 
     from llava_mole import ranks
     from llava_mole.training.dry_run import dry_run
+    from llava_mole.training.result import summary
     from llava_mole.training.run import run_recipe
     from llava_mole.training.schema import load_recipe
 
@@ -323,9 +333,9 @@ def train(args: argparse.Namespace) -> int:
         dry_run(recipe, Console())
         return 0
     ranks.join()
-    run_recipe(recipe, resume=not args.no_resume)
+    result = run_recipe(recipe, resume=args.resume)
     if ranks.is_main():
-        print(f"model: {Path(recipe.output_dir) / 'model'}\nlog: {recipe.output_dir}/log.jsonl")
+        print(summary(recipe, result))
     return 0
 
 

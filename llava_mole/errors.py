@@ -1,4 +1,4 @@
-"""The three errors a user meets. Each says what was found, what was expected, what to do."""
+"""The errors a user meets. Each says what was found, what was expected, what to do."""
 
 
 class ConfigError(ValueError):
@@ -11,3 +11,7 @@ class DataError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A model folder or a weight file is incomplete, altered, or of another architecture."""
+
+
+class TrainingError(RuntimeError):
+    """A run that was well asked for cannot go on: a loss that is no number, memory that ran out."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,6 +27,8 @@ from llava_mole.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+LEFTOVER = re.compile(r"\..+\.((building|removed)-)?[0-9a-f]{8}")
+"""Names that this module gives to what is being made or removed."""
 NO_ROOM = {errno.ENOSPC: "disk full", errno.EDQUOT: "quota reached", errno.EFBIG: "file too large"}
 
 
@@ -225,6 +228,42 @@ def _exchange(one: Path, other: Path) -> bool:
         )
         == 0
     )
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder away: its name is free at once, so whoever is killed meanwhile leaves no half
+    of it there (`sweep` finds the rest). None there is no error."""
+    aside = folder.with_name(f".{folder.name}.removed-{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(folder, aside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(aside)
+
+
+def publish(written: Path, final: Path) -> None:
+    """Sync a finished folder and rename it into place, over what stands there."""
+    sync(written)
+    aside = None
+    if final.exists():
+        aside = final.with_name(f".{final.name}.removed-{uuid.uuid4().hex[:8]}")
+        os.rename(final, aside)
+    os.rename(written, final)
+    _sync_directory(final.parent)
+    if aside is not None:
+        shutil.rmtree(aside)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what processes that were killed left in `folder` while they made or removed something;
+    what was removed. Only for a place where nobody else is at work."""
+    found = [path for path in folder.glob(".*") if LEFTOVER.fullmatch(path.name)]
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return found
 
 
 @contextmanager

@@ -13,8 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +31,8 @@ from llava_mole.evaluation.results import render
 from llava_mole.modelcard import refresh_card
 from llava_mole.starter import ensure_starter
 from llava_mole.training.data import read_data
+from llava_mole.training.memory import peak_memory_gib
+from llava_mole.training.resume import ANEW, AUTO
 from llava_mole.training.run import run_recipe
 from llava_mole.training.schema import load_recipe
 
@@ -46,12 +46,6 @@ BEFORE = {"trained": ("naming", "kind")}
 BEFORE_ITEMS = 25
 CIRCULAR_ITEMS = 12
 """Lettered questions a language under circular evaluation; the command that is printed asks all."""
-
-
-def peak_memory_gib() -> float:
-    """Largest resident size of this process so far, GiB; the report adds up all workers'."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class Phases:
@@ -164,7 +158,9 @@ def run_quickstart(
         phases.start("train", f"4/5 train, at most {minutes:g} minutes")
 
     phases.start("build", "  reading the model's parts")
-    result = run_recipe(recipe, data=training_data, before_training=before, resume=resume)
+    result = run_recipe(
+        recipe, data=training_data, before_training=before, resume=AUTO if resume else ANEW
+    )
     phases.start("score_after", "5/5 score after training")
     score("after", result.model, result.processor, result.features, AFTER, items)
     phases.start(

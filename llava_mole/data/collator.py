@@ -33,6 +33,7 @@ class Collator:
         packing: tokens of a row into which several trees are packed; None: a row each.
         features: pictures -> (N, 1 + P, D_v), for a frozen tower; None: pixels.
         load_pixels: pictures -> (N, 3, H, W), when `features` is None.
+        note_sources: also say which samples are in a batch: `sources`, as `languages`.
     """
 
     processor: LlavaMoleProcessor
@@ -42,6 +43,7 @@ class Collator:
     packing: int | None = None
     features: Callable[[Sequence[ImageRef]], Tensor] | None = None
     load_pixels: Callable[[Sequence[ImageRef]], Tensor] | None = None
+    note_sources: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Returns input_ids, labels (B, T); attention_mask (B, T), or segment_ids (B, T) where
@@ -62,6 +64,8 @@ class Collator:
             "labels": self._padded(lines, "labels", IGNORE),
             "languages": [language for tree in ordered for language in tree.languages],
         }
+        if self.note_sources:
+            batch["sources"] = [source for tree in ordered for source in tree.sources]
         batch.update(self._layout(lines))
         images = [image for tree in ordered for image in tree.images]
         if images:
@@ -80,13 +84,14 @@ class Collator:
         for sample, item in zip(row.samples, row.encoded, strict=True):
             check_trainable(sample.source, item, self.max_length)
         languages = [sample.language for sample in row.samples]
+        sources = [sample.source for sample in row.samples]
         if self.share_prefix and len(row.encoded) > 1:
             prefix = shared_prefix(row.encoded, self.processor.image_token_id)
             if prefix:
-                return [branched(row.encoded, prefix, row.images, languages)]
+                return [branched(row.encoded, prefix, row.images, languages, sources)]
         return [
-            single(item, row.images, language)
-            for item, language in zip(row.encoded, languages, strict=True)
+            single(item, row.images, language, source)
+            for item, language, source in zip(row.encoded, languages, sources, strict=True)
         ]
 
     def _padded(self, lines: Sequence[Sequence[Tree]], key: str, value: int) -> Tensor:

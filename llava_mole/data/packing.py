@@ -24,7 +24,7 @@ class Tree:
         input_ids, labels, segments: T each; segment 0 is the prefix, 1, 2, … its branches.
         images: of its placeholders, in order.
         questions: per image, the tokens that steer it.
-        languages: per sample, in order of branches.
+        languages, sources: per sample, in order of branches; its 'file:line'.
     """
 
     input_ids: list[int]
@@ -33,22 +33,27 @@ class Tree:
     images: Sequence[ImageRef]
     questions: Sequence[list[int]]
     languages: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
-def single(item: Encoded, images: Sequence[ImageRef], language: str) -> Tree:
+def single(item: Encoded, images: Sequence[ImageRef], language: str, source: str = "") -> Tree:
     """A conversation alone."""
     segments = [0] * len(item.input_ids)
     used = images[: len(item.questions)]
     # Nothing in it comes before its first token; in a packed row another conversation would.
     labels = [IGNORE, *item.labels[1:]]
-    return Tree(item.input_ids, labels, segments, used, item.questions, [language])
+    return Tree(item.input_ids, labels, segments, used, item.questions, [language], [source])
 
 
 def branched(
-    items: Sequence[Encoded], prefix: int, images: Sequence[ImageRef], languages: list[str]
+    items: Sequence[Encoded],
+    prefix: int,
+    images: Sequence[ImageRef],
+    languages: list[str],
+    sources: list[str] | None = None,
 ) -> Tree:
     """Conversations that begin with the same `prefix` tokens, as branches."""
     ids, labels, segments = list(items[0].input_ids[:prefix]), [IGNORE] * prefix, [0] * prefix
@@ -57,7 +62,7 @@ def branched(
         labels += item.labels[prefix:]
         segments += [number] * (len(item.input_ids) - prefix)
     used = images[: len(items[0].questions)]
-    return Tree(ids, labels, segments, used, items[0].questions, languages)
+    return Tree(ids, labels, segments, used, items[0].questions, languages, sources or [])
 
 
 def shared_prefix(encoded: Sequence[Encoded], image_token_id: int) -> int:

@@ -23,8 +23,10 @@ OWN_ARGUMENTS = {
     "train_sampling_strategy": "nothing: the planner fixes the order",
     "remove_unused_columns": "nothing",
     "label_smoothing_factor": "nothing: the loss is plain cross-entropy",
-    "eval_strategy": "nothing: `llava-mole quickstart` and eval/ score models",
-    "resume_from_checkpoint": "the run itself: it goes on where it was",
+    "resume_from_checkpoint": "--resume",
+    "enable_jit_checkpoint": "nothing: a stage that is told to end (SIGTERM) writes a checkpoint",
+    "ignore_data_skip": "nothing: a resumed run goes on with the rows that come next",
+    "auto_find_batch_size": "stages.N.pictures_per_step, with gradient_accumulation_steps",
 }
 
 

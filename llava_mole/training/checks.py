@@ -21,6 +21,7 @@ from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.nearest import nearest
 from llava_mole.templates import name_problem
 from llava_mole.training.arguments import check_arguments
+from llava_mole.training.held_out_keys import check_held_out
 from llava_mole.training.parts import PARTS
 from llava_mole.training.reading import stem
 from llava_mole.training.recipe import (
@@ -72,6 +73,7 @@ def cross_checks(recipe: Recipe) -> list[str]:
         problems.append(f"stages: two are named {name!r}")
     problems += check_arguments(recipe.training, "training")
     problems += check_mixture(recipe.data)
+    problems += check_held_out(recipe)
     if recipe.model.quantization is not None:
         problems += quantization.problems(recipe.model.quantization)
     template = recipe.model.chat_template

@@ -202,12 +202,16 @@ class TrainingData:
 
 
 def read_data(
-    recipe: DataRecipe | Sequence[SourceRecipe], *, progress: bool = True
+    recipe: DataRecipe | Sequence[SourceRecipe],
+    *,
+    progress: bool = True,
+    key: str = "data.sources",
 ) -> TrainingData:
     """Open and index every source.
 
     Args:
         recipe: the `data:` section, or its sources.
+        key: where in the recipe they stand, for messages.
 
     Raises:
         DataError: naming file and line of the first record that is wrong.
@@ -219,7 +223,7 @@ def read_data(
     for name, wanted in zip(source_names(recipe.sources), recipe.sources, strict=True):
         if not wanted.path.startswith("hub:") and not is_there(wanted.path):
             raise DataError(
-                f"data.sources: {wanted.path}: no such file; data/README.md tells how the "
+                f"{key}: {wanted.path}: no such file; data/README.md tells how the "
                 "data are made or where they are published (the starter's: data/openmoji.py)"
             )
         spec = SourceSpec(

@@ -8,6 +8,7 @@ mask. Where data or weights are on another machine, what needs neither is printe
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor
 from llava_mole.structure import model_without_weights
 from llava_mole.training.data import TrainingData, encode_sample, planned_rows, read_stages
 from llava_mole.training.foresight import print_estimate
+from llava_mole.training.held_out import HeldOut, read_held_out
 from llava_mole.training.mix import MixReport, mix_report, passes_of, print_mix
 from llava_mole.training.parts import count_parameters, set_trainable
 from llava_mole.training.recipe import Recipe
@@ -67,6 +69,17 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         print_mix(report, console, f"stage {stage.name}: {passes_of(rows)}")
         means[stage.name] = mean_lengths(report)
     print_estimate(recipe, console, means)
+    held_out = read_held_out(recipe)
+    if held_out is not None:
+        held_out.leave_out_long(processor, model.config.text_config.max_position_embeddings)
+        console.rule("held out")
+        scored = HeldOut(held_out, processor, seed=recipe.seed)
+        console.print(held_out_table(scored))
+        for stage in recipe.stages:
+            if stage.kind == "language":
+                options = training_arguments(recipe, stage, Path(recipe.output_dir))
+                if options.metric_for_best_model is not None:
+                    scored.check_metric(options.metric_for_best_model)
     console.rule("one sample")
     steered = any(stage.parrot for stage in recipe.stages)
     print_sample(read[-1], processor, model, console, steered=steered)
@@ -97,6 +110,18 @@ def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) ->
         columns.append({part: trained for part, _, trained in count_parameters(model)})
     for part, total, _ in count_parameters(model):
         table.add_row(part, f"{total:,}", *(f"{column.get(part, 0):,}" for column in columns))
+    return table
+
+
+def held_out_table(scored: HeldOut) -> Table:
+    """Samples by source and language, and whether letters are scored."""
+    table = Table("source", "samples", "languages", "scored by")
+    for number, source in enumerate(scored.data.sources):
+        items = [item for item in scored.items if item.source == number]
+        languages = Counter(item.names[2] for item in items)
+        by = "loss, right letters" if scored.lettered[number] else "loss"
+        shown = ", ".join(f"{name} {count:,}" for name, count in sorted(languages.items()))
+        table.add_row(source.name, f"{len(items):,}", shown, by)
     return table
 
 

@@ -38,8 +38,8 @@ class SourceRecipe:
 
     path: str
     """LLaVA or messages JSON or JSONL, Parquet, a saved datasets folder (`DIR:split`), a TSV as
-    MMBench's, `DIR/dataset_info.json:NAME`, or `hub:org/name:split` (`hub:org/name@REVISION:split`); see
-    docs/data.md."""
+    MMBench's, `DIR/dataset_info.json:NAME`, or `hub:org/name:split`
+    (`hub:org/name@REVISION:split`); see docs/data.md."""
     name: str | None = None
     """In tables and messages; the file's name if empty. The order of its samples follows from
     it."""
@@ -99,6 +99,10 @@ class DataRecipe:
     them out, counted, listed in OUT/left_out.jsonl. Nothing is ever cut."""
     feature_cache: FeatureCacheRecipe | None = None
     """Keep the frozen tower's features on disk; `{}` takes the defaults."""
+    held_out: list[SourceRecipe] = field(default_factory=list)
+    """Never trained on, scored while a stage trains (`training.eval_strategy`, `eval_steps`); see
+    docs/training.md. Of a source's keys: path, name, format, image_root, domain, language, keep,
+    and `samples`, which takes as many of them, always the same."""
 
 
 @dataclass

@@ -5,6 +5,8 @@ OUT/log.jsonl                    every logged step of every stage
 OUT/stages/1-warm_start/model/   what a finished stage leaves; its presence means "done"
 OUT/stages/3-instruct/checkpoint-50/
 OUT/model/                       the result
+
+What is resumed, and how, is in `resume.py`; docs/training.md tells the user.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import dataclasses
 import json
 import logging
 import math
-import os
-import shutil
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, set_seed
 
-from llava_mole import ranks
+from llava_mole import checkpoint, ranks
 from llava_mole.building import build_model
 from llava_mole.data.collator import Collator
 from llava_mole.errors import ConfigError
 from llava_mole.feature_cache import FeatureCache
 from llava_mole.feature_key import about, feature_key
 from llava_mole.features import FeatureStore
+from llava_mole.folders import writing_file
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
@@ -38,12 +41,26 @@ from llava_mole.starter import default_cache
 from llava_mole.starting import switch_parrot_on
 from llava_mole.training import hub_push
 from llava_mole.training.data import TrainingData, read_stages, stage_rows
+from llava_mole.training.ending import Ended, told_to_end
 from llava_mole.training.environment import check_environment
+from llava_mole.training.held_out import HeldOut, read_held_out
 from llava_mole.training.history import record_data, record_stage
+from llava_mole.training.log import JsonLog
+from llava_mole.training.memory import memory_advice, peak_memory
 from llava_mole.training.parts import mark_trained, set_trainable
+from llava_mole.training.progress import StageProgress
 from llava_mole.training.recipe import Recipe, StageRecipe
+from llava_mole.training.result import RunResult, StageEnd
+from llava_mole.training.resume import (
+    AUTO,
+    Position,
+    find_position,
+    only_run,
+    prepare_folder,
+    stage_folder,
+)
 from llava_mole.training.ridge import ridge_start
-from llava_mole.training.trainer import StageTrainer, TimeBudget, latest_checkpoint
+from llava_mole.training.trainer import StageTrainer
 from llava_mole.training.warm_start import match_embeddings, names_of_pictures, warm_start
 from llava_mole.tree import check_supported
 
@@ -55,56 +72,9 @@ FILL_AHEAD = 50_000
 """Pictures up to which the features of all are computed before a stage, shared among the ranks."""
 
 
-@dataclasses.dataclass
-class RunResult:
-    """What a run leaves."""
-
-    model: LlavaMoleForConditionalGeneration
-    processor: LlavaMoleProcessor
-    features: FeatureStore
-    seconds: dict[str, float]
-
-
-class JsonLog(TrainerCallback):
-    """Appends what is logged; at resume, drops what comes after the checkpoint."""
-
-    def __init__(self, path: Path, stage: str) -> None:
-        self.path = path
-        self.stage = stage
-
-    def __call__(self, values: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": self.stage, **values}, ensure_ascii=False) + "\n")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self({"step": state.global_step, **logs})
-
-    def truncate_after(self, step: int) -> int:
-        """Keep other stages' lines, and this stage's up to `step`; the last step that is dropped,
-        or 0."""
-        if not self.path.is_file():
-            return 0
-        kept, last = [], 0
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue  # the last line of a killed run
-            if values.get("stage") != self.stage or values.get("step", 0) <= step:
-                kept.append(line)
-            else:
-                last = max(last, int(values.get("step", 0)))
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(beside, self.path)
-        return last
-
-
 def add_parrot(model: LlavaMoleForConditionalGeneration, processor: Any, recipe: Recipe) -> None:
     """Switch the language-conditioned MoE on, from this stage."""
     assert recipe.model.parrot is not None
-    set_seed(recipe.seed)  # the same weights where earlier stages were done by another process
     switch_parrot_on(model, processor, recipe.model.parrot)
 
 
@@ -133,8 +103,18 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
     }
     for key in hub_push.KEYS:
         options.pop(key, None)  # a run pushes its model, not each stage's folder
-    if "save_steps" in {**recipe.training, **stage.training} and options["save_strategy"] == "no":
+    for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if options.get(key) is False:  # what YAML makes of a bare no
+            options[key] = "no"
+    said = {**recipe.training, **stage.training}
+    if "save_steps" in said and options["save_strategy"] == "no":
         options["save_strategy"] = "steps"
+    if recipe.data.held_out and "eval_strategy" not in said:
+        options["eval_strategy"] = "steps"  # and once more when the stage ends
+        options.setdefault("eval_steps", LONG)
+    if options.get("load_best_model_at_end") and "save_strategy" not in said:
+        options["save_strategy"] = options.get("eval_strategy", "no")
+        options.setdefault("save_steps", options.get("eval_steps", LONG))
     try:
         return TrainingArguments(
             output_dir=str(folder),
@@ -169,7 +149,7 @@ def check_warm_start(recipe: Recipe, read: Sequence[TrainingData]) -> None:
 def run_recipe(
     recipe: Recipe,
     *,
-    resume: bool = True,
+    resume: str | Path = AUTO,
     data: TrainingData | None = None,
     before_training: Any = None,
 ) -> RunResult:
@@ -177,17 +157,17 @@ def run_recipe(
 
     Args:
         recipe: validated.
-        resume: go on where an earlier run in the same folder stopped; else start anew.
+        resume: "auto": go on where an earlier run in the same folder stopped; "none": start anew;
+            a checkpoint's folder: go back to it, what came after is put aside.
         data: the recipe's own `data:`, already read.
         before_training: called with (model, processor, features) once, before the first stage.
 
     Raises:
-        ConfigError, DataError, CheckpointError: with what to do.
+        ConfigError, DataError, CheckpointError, TrainingError: with what to do.
     """
     out = Path(recipe.output_dir)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    set_seed(recipe.seed)
     for stage in recipe.stages:
         if stage.kind == "language":
             training_arguments(recipe, stage, out)  # refused now, not after the warm start
@@ -195,71 +175,76 @@ def run_recipe(
     push = hub_push.push_of(recipe.training, recipe.output_dir)
     repository = hub_push.prepare(push) if push is not None and ranks.is_main() else ""
     read = read_stages(recipe, data=data, progress=ranks.is_main())
+    held_out = read_held_out(recipe)
     check_warm_start(recipe, read)
-    if ranks.is_main():
-        prepare_folder(recipe, out, resume)
-    ranks.barrier()
-    build = dataclasses.replace(recipe.model, parrot=None)
-    model, processor = build_model(build)
+    every_save = push is not None and push.strategy == "every_save"
+    callbacks = [hub_push.PushCheckpoints(push, repository)] if push and every_save else []
+    with ExitStack() as stack:
+        if ranks.is_main():
+            stack.enter_context(only_run(out))
+            prepare_folder(recipe, resume)
+        ranks.barrier()
+        result = run_stages(recipe, read, held_out, before_training, callbacks)
+    if push is not None and ranks.is_main():
+        hub_push.push_finished(push, repository, out / "model")
+    return result
+
+
+def run_stages(
+    recipe: Recipe,
+    read: Sequence[TrainingData],
+    held_out: TrainingData | None,
+    before_training: Any,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RunResult:
+    """All stages from where the run stands.
+
+    Args:
+        read: what each stage draws from.
+        held_out, before_training: see `run_recipe`.
+        callbacks: further ones of every stage's Trainer.
+    """
+    out = Path(recipe.output_dir)
+    set_seed(recipe.seed)
+    model, processor = build_model(dataclasses.replace(recipe.model, parrot=None))
     features = feature_store(recipe, model, processor)
     if before_training is not None:
         before_training(model, processor, features)
     record_data(model.config, recipe, read)
+    position: Position = ranks.from_main(find_position(recipe) if ranks.is_main() else None)
     log = out / "log.jsonl"
-    seconds: dict[str, float] = {}
-    for number, stage in enumerate(recipe.stages, start=1):
-        folder = out / "stages" / f"{number}-{stage.name}"
-        folder.mkdir(parents=True, exist_ok=True)
+    ends: dict[str, StageEnd] = {}
+    for number, stage in enumerate(recipe.stages):
+        # Whatever was drawn before: a run that goes on from here has not drawn it.
+        set_seed(recipe.seed + 1000 * (1 + number))
         if stage.parrot and model.parrot is None:
             add_parrot(model, processor, recipe)
         mark_trained(model, stage.learning_rates)
-        if ranks.from_main((folder / "model" / "config.json").is_file()):
-            logger.info("stage %s is done; reading %s", stage.name, folder / "model")
-            from llava_mole.checkpoint import restore
-
-            restore(model, folder / "model")
-            record_stage(
-                model.config, recipe, stage, rows_per_step(recipe, stage), out / "log.jsonl"
-            )
-            if "vision" in stage.learning_rates:
-                features.clear()
-            continue
-        started = time.monotonic()
-        callbacks = []
-        if push is not None and push.strategy == "every_save":
-            callbacks.append(hub_push.PushCheckpoints(push, repository))
-        run_stage(recipe, stage, folder, model, processor, read[number - 1], features, callbacks)
-        record_stage(model.config, recipe, stage, rows_per_step(recipe, stage), log)
-        save_on_main(model, processor, folder / "model")
-        seconds[stage.name] = time.monotonic() - started
+        if number < position.number:
+            logger.info("stage %s is done", stage.name)
+            if number == position.number - 1 and position.model is not None:
+                checkpoint.restore(model, position.model)
+            record_stage(model.config, recipe, stage, rows_per_step(recipe, stage), log)
+        else:
+            folder = stage_folder(recipe, number)
+            folder.mkdir(parents=True, exist_ok=True)
+            start = position.checkpoint if number == position.number else None
+            with memory_advice(recipe, stage):
+                ends[stage.name] = run_stage(
+                    recipe, stage, folder, model, processor, read[number], features,
+                    held_out=held_out, start=start, callbacks=callbacks,
+                )  # fmt: skip
+            record_stage(model.config, recipe, stage, rows_per_step(recipe, stage), log)
+            save_on_main(model, processor, folder / "model")
+            if ends[stage.name].told_to_end and number + 1 < len(recipe.stages):
+                raise Ended(128 + signal.SIGTERM)
         if "vision" in stage.learning_rates:
             features.clear()
     model.eval()
     save_on_main(model, processor, out / "model")
-    if push is not None and ranks.is_main():
-        hub_push.push_finished(push, repository, out / "model")
-    return RunResult(model, processor, features, seconds)
-
-
-def prepare_folder(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Make OUT, or check that it holds a run of the same recipe.
-
-    Raises:
-        ConfigError: it holds another's.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        shutil.rmtree(out / "stages", ignore_errors=True)
-        (out / "log.jsonl").unlink(missing_ok=True)
-    resolved = json.dumps(dataclasses.asdict(recipe), indent=2, default=str, ensure_ascii=False)
-    described = out / "recipe.json"
-    changed = described.is_file() and described.read_text(encoding="utf-8") != resolved
-    if changed and (out / "stages").is_dir():
-        raise ConfigError(
-            f"{out} holds a run of another recipe ({described}); choose another output_dir, "
-            "or start anew with --no-resume"
-        )
-    described.write_text(resolved, encoding="utf-8")
+    peaks = ranks.gather(peak_memory())
+    total = {place: sum(one[place] for one in peaks) for place in peaks[0]}
+    return RunResult(model, processor, features, ends, total)
 
 
 def save_on_main(model: Any, processor: LlavaMoleProcessor, folder: Path) -> None:
@@ -284,18 +269,17 @@ def feature_store(
     return FeatureStore(model, processor.image_processor, cache=cache)
 
 
-def write_left_out(data: TrainingData, path: Path) -> None:
-    """Which samples did not fit, a line each; no file where all did."""
-    if not data.left_out:
+def write_left_out(left_out: Sequence[tuple[str, str, int]], path: Path) -> None:
+    """Which samples did not fit, held-out ones too, a line each; no file where all did."""
+    if not left_out:
         path.unlink(missing_ok=True)
         return
     lines = [
         json.dumps({"source": source, "where": where, "tokens": tokens}, ensure_ascii=False)
-        for source, where, tokens in data.left_out
+        for source, where, tokens in left_out
     ]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with writing_file(path) as file:
+        file.write("\n".join(lines) + "\n")
 
 
 def rows_per_process(recipe: Recipe, stage: StageRecipe) -> int:
@@ -327,9 +311,12 @@ def run_stage(
     processor: LlavaMoleProcessor,
     data: TrainingData,
     features: FeatureStore,
+    *,
+    held_out: TrainingData | None = None,
+    start: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> None:
-    """One stage, in place; resumes from its last complete checkpoint."""
+) -> StageEnd:
+    """One stage, in place; from its beginning, or from one of its checkpoints."""
     log = JsonLog(Path(recipe.output_dir) / "log.jsonl", stage.name)
     budget = None
     if recipe.minutes is not None:
@@ -338,28 +325,8 @@ def run_stage(
     few = data.picture_groups() <= FILL_AHEAD
     if frozen_tower and (few or stage.kind == "warm_start"):
         features.fill_together(data.pictures())
-    # Too many to hold, and no disk to put them on: the tower works at every step.
-    from_store = frozen_tower and (few or features.cache is not None)
     if stage.kind == "warm_start":
-        if ranks.is_main():  # alone, with the cores of those who wait
-            log.truncate_after(-1)
-            threads = torch.get_num_threads()
-            torch.set_num_threads(threads * ranks.workers())
-            if stage.warm_start.method == "ridge":
-                done = ridge_start(
-                    model, processor, data.samples, features, stage.warm_start,
-                    seed=recipe.seed, variants=data.variants, log=log,
-                )  # fmt: skip
-            else:
-                set_trainable(model, {"projector": stage.warm_start.learning_rate})
-                done = warm_start(
-                    model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
-                    seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
-                )  # fmt: skip
-            torch.set_num_threads(threads)
-            logger.info("warm start: %s", done)
-        ranks.same_weights(model.projector)
-        return
+        return start_projector(recipe, stage, model, processor, data, features, log, budget)
     for key in ("share_prefix", "packing"):
         if getattr(stage, key):
             check_supported(model.language_model.config, key)
@@ -367,18 +334,25 @@ def run_stage(
     if untrained and isinstance(model.projector, Projector):
         match_embeddings(model, processor, data.samples, features)
     set_trainable(model, stage.learning_rates)
-    limit = data.leave_out_long(processor, model.config.text_config.max_position_embeddings)
+    context = model.config.text_config.max_position_embeddings
+    limit = data.leave_out_long(processor, context)
+    left_out = list(data.left_out)
+    if held_out is not None:
+        held_out.leave_out_long(processor, context)
+        left_out += held_out.left_out
     if ranks.is_main():
         name = "left_out.jsonl" if stage.data is None else f"left_out-{stage.name}.jsonl"
-        write_left_out(data, Path(recipe.output_dir) / name)
+        write_left_out(left_out, Path(recipe.output_dir) / name)
     collator = Collator(
         processor,
         share_prefix=stage.share_prefix,
         parrot=model.parrot is not None,
         max_length=limit,
         packing=stage.packing,
-        features=features if from_store else None,
+        # Too many to hold, and no disk to put them on: the tower works at every step.
+        features=features if frozen_tower and (few or features.cache is not None) else None,
         load_pixels=lambda images: processor.image_processor(list(images))["pixel_values"],
+        note_sources=True,
     )
     rows = stage_rows(recipe, stage, data, processor, collator=collator)
     arguments = training_arguments(recipe, stage, folder)
@@ -391,31 +365,117 @@ def run_stage(
         *recipe.training,
         *stage.training,
     }:
-        arguments.save_strategy, arguments.save_steps = SaveStrategy.STEPS, LONG
+        if arguments.save_strategy == SaveStrategy.NO:
+            arguments.save_strategy, arguments.save_steps = SaveStrategy.STEPS, LONG
         arguments.save_total_limit = arguments.save_total_limit or 2
-    trainer = StageTrainer(
-        rates=stage.learning_rates,
-        time_budget=budget,
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=collator,
-        processing_class=processor,
-    )
-    trainer.add_callback(log)
-    trainer.add_callback(TimeBudget(trainer))
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    checkpoint = ranks.from_main(latest_checkpoint(folder))
-    if ranks.is_main():
-        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
-        again = log.truncate_after(step)
-        if checkpoint:
-            logger.info("stage %s goes on after step %d", stage.name, step)
-        elif again:
-            logger.warning(
-                "stage %s has no checkpoint: its first %d steps are done again "
-                "(training.save_steps=100 writes one every 100 steps)", stage.name, again,
+    scored = None
+    if held_out is not None and arguments.eval_strategy != "no":
+        scored = HeldOut(held_out, processor, seed=recipe.seed)
+        if arguments.metric_for_best_model is not None:
+            scored.check_metric(arguments.metric_for_best_model)
+        if collator.features is not None:
+            features.fill_together(held_out.pictures())
+    with told_to_end() as ending:
+        trainer = StageTrainer(
+            rates=stage.learning_rates,
+            time_budget=budget,
+            stage=stage.name,
+            held_out=scored,
+            kept=Path(recipe.output_dir) / "nonfinite",
+            ending=ending,
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collator,
+            processing_class=processor,
+        )
+        trainer.add_callback(log)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        if ranks.is_main():
+            rewind(log, stage, start)
+        with without_cache(model), progress_bar(recipe, stage, trainer):
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+    state = trainer.state
+    if trainer.ends_here and state.global_step < state.max_steps:
+        logger.warning(
+            "stage %s was told to end: it goes on after step %d with the same command",
+            stage.name, state.global_step,
+        )  # fmt: skip
+        raise Ended(128 + (ending.asked or signal.SIGTERM))
+    end = StageEnd(trainer.elapsed, told_to_end=trainer.ends_here)
+    if arguments.metric_for_best_model is not None and state.best_global_step:
+        metric = f"eval_{arguments.metric_for_best_model.removeprefix('eval_')}"
+        end.best = (metric, float(state.best_metric), state.best_global_step)
+        end.best_is_kept = bool(arguments.load_best_model_at_end and state.best_model_checkpoint)
+    return end
+
+
+def start_projector(
+    recipe: Recipe,
+    stage: StageRecipe,
+    model: LlavaMoleForConditionalGeneration,
+    processor: LlavaMoleProcessor,
+    data: TrainingData,
+    features: FeatureStore,
+    log: JsonLog,
+    budget: float | None,
+) -> StageEnd:
+    """A stage of kind warm_start: the main rank works with all cores, the others get its result."""
+    started = time.monotonic()
+    if ranks.is_main():  # alone, with the cores of those who wait
+        log.truncate_after(-1)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads * ranks.workers())
+        if stage.warm_start.method == "ridge":
+            done = ridge_start(
+                model, processor, data.samples, features, stage.warm_start,
+                seed=recipe.seed, variants=data.variants, log=log,
             )  # fmt: skip
+        else:
+            set_trainable(model, {"projector": stage.warm_start.learning_rate})
+            done = warm_start(
+                model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
+                seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
+            )  # fmt: skip
+        torch.set_num_threads(threads)
+        logger.info("warm start: %s", done)
+    ranks.same_weights(model.projector)
+    return StageEnd(time.monotonic() - started)
+
+
+def rewind(log: JsonLog, stage: StageRecipe, start: Path | None) -> None:
+    """Take back the lines of steps that will be done again."""
+    step = int(start.name.rsplit("-", 1)[1]) if start else -1
+    again = log.truncate_after(step)
+    if start:
+        logger.info("stage %s goes on after step %d", stage.name, step)
+    elif again:
+        logger.warning(
+            "stage %s has no checkpoint: its first %d steps are done again "
+            "(training.save_steps=100 writes one every 100 steps)", stage.name, again,
+        )  # fmt: skip
+
+
+@contextmanager
+def without_cache(model: LlavaMoleForConditionalGeneration) -> Iterator[None]:
+    """No KV cache while training; what the model's config says of it stays."""
+    before = model.config.use_cache
     model.config.use_cache = False
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        yield
+    finally:
+        model.config.use_cache = before
+
+
+@contextmanager
+def progress_bar(recipe: Recipe, stage: StageRecipe, trainer: StageTrainer) -> Iterator[None]:
+    """A bar for the stage, closed also where training ends early."""
+    number = 1 + recipe.stages.index(stage)
+    bar = StageProgress(f"{stage.name} ({number}/{len(recipe.stages)})")
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(bar)
+    try:
+        yield
+    finally:
+        bar.close()

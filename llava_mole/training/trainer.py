@@ -4,15 +4,15 @@
 - the language loss divided by the supervised tokens, auxiliary losses by the samples, of the whole
   optimizer step (all micro-batches, all ranks), so that accumulation changes neither;
 - rows in the planner's order;
-- checkpoints written beside their place and renamed; half-written ones are never resumed from;
-- every loss by name and expert use by language, in the log.
+- every loss by name and expert use by language, in the log;
+- checkpoints that are whole, and resumed runs that end as unbroken ones (`checkpointing.py`);
+- held-out samples scored while it trains (`held_out.py`), the best checkpoint kept;
+- stopped before a step whose loss or gradient is no number (`nonfinite.py`).
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -22,47 +22,63 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from llava_mole import checkpoint, ranks
+from llava_mole import ranks
 from llava_mole.data.collator import count_batch
-from llava_mole.mole import samples_by_expert
+from llava_mole.errors import TrainingError
+from llava_mole.mole import MoleCallback, samples_by_expert
+from llava_mole.training import nonfinite
+from llava_mole.training.checkpointing import CheckpointingTrainer
+from llava_mole.training.ending import Ending
+from llava_mole.training.held_out import HeldOut
 from llava_mole.training.parts import parameters_by_part
-
-ELAPSED = "elapsed.json"
-"""In a checkpoint: seconds that the stage had taken."""
-CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; being renamed into place is what makes one complete."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if (match := CHECKPOINT.search(path.name)) and (path / "trainer_state.json").is_file()
-    ]
-    return max(found)[1] if found else None
+from llava_mole.training.resume import (
+    latest_checkpoint,
+)
 
 
-class StageTrainer(Trainer):
+class StageTrainer(CheckpointingTrainer):
     """One stage.
 
     Args:
         rates: part -> learning rate.
         time_budget: seconds of training after which the schedule has run out, or None. The rate
             follows whichever is further, steps or time, so it always reaches its end.
+        stage: its name.
+        held_out: what `training.eval_strategy` scores.
+        kept: folder for what a step that is no number leaves; None: beside the checkpoints.
+        ending: tells when the process was asked to end.
         options: Trainer's own.
     """
 
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, *, rates: dict[str, float], time_budget: float | None = None, **options: Any
+        self,
+        *,
+        rates: dict[str, float],
+        time_budget: float | None = None,
+        stage: str = "stage",
+        held_out: HeldOut | None = None,
+        kept: Path | None = None,
+        ending: Ending | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(eval_dataset=held_out, **options)
+        # `progress.py` has a bar that says which stage, and all that is logged is in the log.
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
         self.rates = rates
         self.time_budget = time_budget
+        self.stage = stage
+        self.held_out = held_out
+        self.kept = kept or Path(self.args.output_dir) / "nonfinite"
+        self.ending = ending
+        self.ends_here = False
+        """Some rank was asked to end: the step at hand is the last, and a checkpoint follows it."""
         self.started = time.monotonic()
         self.elapsed = 0.0
         """Seconds, those of a stopped run included, as the main rank's clock says: all ranks must
@@ -72,7 +88,13 @@ class StageTrainer(Trainer):
         self._sums: dict[str, float] = defaultdict(float)
         self._use: dict[str, list[Tensor]] = defaultdict(list)
         self._logged_at: int | None = None
+        self._earlier: dict[str, Any] | None = None
+        """What a stopped run had added up, at the checkpoint that this one goes on from."""
+        self._step = nonfinite.StepRecord()
         self._writing: str | None = None
+        self.add_callback(StageCallback(self))
+        if self.model.mole is not None:
+            self.add_callback(MoleCallback())
 
     # ------------------------------------------------------------------ optimizer and schedule
 
@@ -126,6 +148,7 @@ class StageTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Also counts samples, for the auxiliary losses."""
         if not batch_samples:
+            self._step.begin([], None, None)
             return None
         counts = [count_batch(batch) for batch in batch_samples]
         both = torch.tensor(
@@ -134,6 +157,7 @@ class StageTrainer(Trainer):
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             both = self.accelerator.gather(both.unsqueeze(0)).sum(0)
         self.samples_in_step = both[1]
+        self._step.begin(batch_samples, both[0], both[1])
         return both[0]
 
     def compute_loss(
@@ -145,6 +169,8 @@ class StageTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         languages = inputs.pop("languages")
+        inputs.pop("sources", None)
+        self._step.before_pass()
         # Of all positions that are computed, how many are tokens.
         tokens = inputs["segment_ids"] >= 0 if "segment_ids" in inputs else inputs["attention_mask"]
         self._positions[0] += int(tokens.sum())
@@ -156,8 +182,10 @@ class StageTrainer(Trainer):
             num_items_in_batch=num_items_in_batch,
             num_samples_in_batch=self.samples_in_step if num_items_in_batch is not None else None,
         )
-        for name, value in out.losses.items():
-            self._sums[f"loss_{name}"] += float(value)
+        losses = {name: float(value) for name, value in out.losses.items()}
+        self._step.after_pass(losses)
+        for name, value in losses.items():
+            self._sums[f"loss_{name}"] += value
         plain = self.accelerator.unwrap_model(model)
         if plain.mole is not None:
             for language, use in zip(languages, samples_by_expert(plain), strict=True):
@@ -182,73 +210,145 @@ class StageTrainer(Trainer):
                 logs[name] = sum(sums[name] for sums, _ in ranks) / steps
             for language in sorted({name for _, use in ranks for name in use}):
                 uses = [one for _, use in ranks for one in use.get(language, [])]
-                share = torch.stack(uses).mean(0)
-                logs[f"experts_{language}"] = [round(float(x), 4) for x in share]
+                # One number each: what draws curves takes no lists.
+                for number, share in enumerate(torch.stack(uses).mean(0)):
+                    logs[f"experts_{language}/{number}"] = round(float(share), 4)
             self._sums.clear()
             self._use.clear()
+        if "train_loss" in logs and self._earlier is not None:
+            # Trainer's mean is over the steps of this process.
+            own = self.state.global_step - self._initial_global_step
+            total = self._earlier["total_loss"] + logs["train_loss"] * max(own, 0.001)
+            logs["train_loss"] = total / max(1, self.state.global_step)
+        if "train_loss" in logs:
+            logs["seconds"] = round(self.elapsed, 1)
         super().log(logs, start_time)
 
-    # ------------------------------------------------------------------ checkpoints
+    def take_up(self, sums: dict[str, Any]) -> None:
+        """Go on adding up where a stopped run was; called once Trainer has set its own to zero."""
+        self._tr_loss += sums["loss"]
+        self._globalstep_last_logged = sums["logged"]
+        # Trainer adds what it logs to its total, and these steps are in the stopped run's.
+        self._total_loss_scalar = -sums["loss"]
+        self._logged_at = sums["losses_logged"]
+        self._positions = list(sums["positions"])
+        self._sums.update(sums["sums"])
+        for language, uses in sums["use"].items():
+            self._use[language] += [torch.tensor(one) for one in uses]
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._writing or super()._get_output_dir(trial)
+    # ------------------------------------------------------------------ what is no number
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer writes in place, and the highest number wins at resume: so write elsewhere."""
-        run = Path(self.args.output_dir)
-        writing = run / ".writing"
-        if self.args.should_save:
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self._writing = str(writing)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writing = None
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
-            (writing / name / ELAPSED).write_text(json.dumps({"seconds": self.elapsed}))
-            checkpoint.publish(writing / name, run / name)
-            shutil.rmtree(writing, ignore_errors=True)
-            kept = sorted(
-                (path for path in run.glob("checkpoint-*") if CHECKPOINT.search(path.name)),
-                key=lambda path: int(path.name.rsplit("-", 1)[1]),
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer asks for it between clipping and the optimizer step: the last moment to stop."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.stop_if_no_number(norm)
+        return norm
+
+    def stop_if_no_number(self, norm: torch.Tensor | float | None) -> None:
+        """Raises TrainingError, on all ranks, if a loss or the gradient's norm on any is none."""
+        value = None if norm is None else float(norm)
+        wrong = bool(self._step.wrong())
+        if value is not None and not math.isfinite(value):
+            wrong = wrong or not nonfinite.scaled_down(self.accelerator.scaler)
+        ending = self.ending is not None and self.ending.asked is not None
+        if self.args.world_size > 1:
+            flags = torch.tensor([float(wrong), float(ending)], device=self.args.device)
+            any_wrong, any_ending = self.accelerator.reduce(flags, "sum").tolist()
+            wrong, ending = any_wrong > 0, any_ending > 0
+        self.ends_here = ending
+        if not wrong:
+            self._step.begin([], None, None)  # holds no batch while others are computed
+            return
+        step = self.state.global_step + 1
+        folder = self.kept / f"{self.stage}-step-{step}"
+        plain = self.accelerator.unwrap_model(self.model)
+        parts: dict[str, list[str]] = {}
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if whole:
+            record = self._step
+            assert record.random is not None
+            _, parts = nonfinite.retrace(
+                plain, record.batches, record.random, record.items, record.samples
             )
-            for old in kept[: -(limit or len(kept))] if limit else []:
-                shutil.rmtree(old)
+            if ranks.is_main():
+                plain.save_pretrained(folder / "model", processor=self.processing_class)
+        about = {
+            "stage": self.stage,
+            "step": step,
+            "grad_norm": value,
+            "gradients": parts,
+            "learning_rates": self.rates,
+            "rates_at_step": self.lr_scheduler.get_last_lr(),
+            "fp16": self.args.fp16,
+            "attn_implementation": plain.language_model.config._attn_implementation,
+        }
+        nonfinite.write_record(folder, ranks.rank(), self._step, about)
+        ranks.barrier()
+        raise TrainingError(
+            nonfinite.in_words(
+                stage=self.stage, step=step, record=self._step, norm=value, parts=parts,
+                lost=self.lost_weights(), replayable=whole,
+                folder=folder, checkpoint=latest_checkpoint(Path(self.args.output_dir)),
+                rates=self.rates, options=self.args,
+            )
+        )  # fmt: skip
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        checkpoint.restore(model or self.model, Path(resume_from_checkpoint))
-        spent = Path(resume_from_checkpoint) / ELAPSED
-        if spent.is_file():
-            self.elapsed = float(json.loads(spent.read_text())["seconds"])
+    # ------------------------------------------------------------------ held-out samples
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score what is held out; training goes on as if nobody had looked."""
+        if self.held_out is None:
+            raise TrainingError("nothing to evaluate on: name sources under data.held_out")
+        found = self.held_out.evaluate(
+            self.model,
+            self.data_collator,
+            batch_size=self.args.per_device_eval_batch_size,
+            progress=not self.args.disable_tqdm and ranks.is_main(),
+        )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        control = self.callback_handler.on_evaluate(
+            self.args,
+            self.state,
+            self.control,  # type: ignore[has-type]
+            metrics,
+        )
+        self.control = control
+        return metrics
 
 
-class TimeBudget(TrainerCallback):
-    """Stop when the time is up; the rate has reached zero by then."""
+class StageCallback(TrainerCallback):
+    """What a stage does between Trainer's steps: keep its time, and take up a stopped run's sums.
+
+    Where there is a budget of time, stop when it is up; the rate has reached zero by then.
+    """
 
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.started = time.monotonic() - self.trainer.elapsed
+        trainer = self.trainer
+        trainer.started = time.monotonic() - trainer.elapsed
         # Ranks start from one seed; their dropout masks must differ. A resumed run reads its own.
         torch.manual_seed(args.seed + ranks.rank())
+        if trainer._earlier is not None:
+            trainer.take_up(trainer._earlier)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Before the schedule moves on, which reads the clock."""
+        elapsed = time.monotonic() - self.trainer.started
         if self.trainer.time_budget is not None:
-            elapsed = time.monotonic() - self.trainer.started
-            self.trainer.elapsed = ranks.from_main(elapsed)
+            elapsed = ranks.from_main(elapsed)
+        self.trainer.elapsed = elapsed
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         budget = self.trainer.time_budget
         if budget is not None and self.trainer.elapsed >= budget:
             control.should_training_stop = True
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == "steps"
+            control.should_save = control.should_save or args.load_best_model_at_end
+        elif self.trainer.ends_here and state.global_step < state.max_steps:
+            control.should_training_stop = control.should_save = True
         return control

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llava_mole.data.sample import ImageRef, Sample
-from llava_mole.errors import DataError
+from llava_mole.errors import DataError, TrainingError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
@@ -349,6 +349,12 @@ def warm_start(
                 "cosine": 1 - away.item(),
                 "accuracy": naming_accuracy(vector.detach(), named_rows, named),
             }
+            if not math.isfinite(last["loss_contrastive"]):
+                raise TrainingError(
+                    f"warm start, step {step}: the loss is {last['loss_contrastive']}; nothing was "
+                    f"written. Lower warm_start.learning_rate (now {recipe.learning_rate:g}), or "
+                    f"raise warm_start.temperature (now {recipe.temperature:g})"
+                )
             if log is not None:
                 log({"step": step, **last, "scale_ratio": std.item() / target_std})
     model.projector.eval()

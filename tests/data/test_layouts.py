@@ -356,7 +356,7 @@ def test_a_benchmark_row_is_asked_as_the_evaluation_asks_it(root):
         assert sample.turns[1].text == item.answer
         assert sample.images == (picture(1),)
         assert sample.language == "zh"
-    assert source[1].metadata == {"index": "2"}
+    assert source[1].metadata == {"index": "2", "letters": "ABD"}
 
 
 @pytest.mark.parametrize(

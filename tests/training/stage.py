@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from llava_mole import ranks
 from llava_mole.building import ModelRecipe, build_model
@@ -26,6 +26,7 @@ from llava_mole.data.pool import ListedSamples, Pool
 from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import Sample, Turn
 from llava_mole.mole import MoleConfig
+from llava_mole.training.log import gathered
 from llava_mole.training.parts import set_trainable
 from llava_mole.training.trainer import StageTrainer
 from tests.helpers import awaken, picture
@@ -70,6 +71,8 @@ def stage(
     share_prefix: bool = True,
     dropout: float = 0.0,
     parrot: bool = False,
+    packing: int | None = None,
+    dtype: str = "float32",
     rates: dict[str, float] | None = None,
     trainer: dict[str, Any] | None = None,
     **arguments: Any,
@@ -83,7 +86,7 @@ def stage(
             experts=MoleConfig(num_experts=3, r=2, lora_dropout=dropout, balance_coef=0.5),
             lora={"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "o_proj"]},
             parrot=ParrotConfig(num_experts=2, hidden_size=8) if parrot else None,
-            dtype="float32",
+            dtype=dtype,
         )
     )
     awaken(model)
@@ -122,6 +125,8 @@ def stage(
         share_prefix=share_prefix and not parrot,
         parrot=parrot,
         max_length=512,
+        packing=packing,
+        note_sources=True,
         load_pixels=lambda paths: processor.image_processor(list(paths))["pixel_values"],
     )
     return StageTrainer(
@@ -141,15 +146,54 @@ def weights(trainer: StageTrainer) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
+class Poison(TrainerCallback):
+    """Makes a number of the run one no longer.
+
+    Args:
+        step: of the optimizer, from 1.
+        where: "weight": the projector's, before the step, so large that the loss is none;
+            "gradient": into one of LoRA's
+            gradients of the step; "after": into the projector, when the step is done.
+        rank: on which it happens.
+    """
+
+    def __init__(self, trainer: StageTrainer, *, step: int, where: str, rank: int = 0) -> None:
+        self.trainer, self.step, self.where, self.rank = trainer, step, where, rank
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.trainer.accelerator.unwrap_model(self.trainer.model).named_parameters())
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step + 1 != self.step or ranks.rank() != self.rank:
+            return
+        if self.where == "weight":
+            self._spoil(3e38)
+        elif self.where == "gradient":
+            name = next(name for name in self._weights() if "lora_B" in name)
+            self._weights()[name].register_hook(lambda gradient: gradient * float("nan"))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.where == "after" and state.global_step + 1 == self.step:
+            self._spoil(float("nan"))
+
+    def _spoil(self, value: float) -> None:
+        name = next(name for name in self._weights() if name.endswith("projector.layers.0.weight"))
+        with torch.no_grad():
+            self._weights()[name].fill_(value)
+
+
 def main(out: str, options: str) -> None:
     torch.set_num_threads(1)
     parts = json.loads(options)
     paths = {key: Path(parts.pop(key)) for key in ("language_model", "tower", "pictures")}
+    poison = parts.pop("poison", None)
     trainer = stage(Path(out), **paths, **parts)
+    if poison:
+        trainer.add_callback(Poison(trainer, **poison))
     trainer.train()
     if trainer.is_world_process_zero():
         save_file(weights(trainer), Path(out) / "weights.safetensors")
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        history = [gathered(entry) for entry in trainer.state.log_history if "loss" in entry]
         (Path(out) / "log.json").write_text(json.dumps(history))
     ranks.leave()
 

@@ -210,7 +210,6 @@ def resident(folder: str, tower: str) -> None:
     step()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = Probes(recipe, stage).activations(rows, False, on_gpu=False, cast=False, tower=False)
-    print(after - before, round(sum(found.values())))
 
 
 def test_devices_are_those_of_the_data_sheets() -> None:

@@ -1,6 +1,7 @@
 """Rows of a multiple-choice benchmark (MMBench, MMMB) as training samples.
 
-The question is worded as the evaluation words it (`choices.py`), the answer is the letter.
+The question is worded as the evaluation words it (`choices.py`), the answer is the letter;
+`letters` in the metadata are those that the question offers.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ class MmBench(Layout):
                 )
             picture = decode_base64(picture, where, "image")
         rest = {key: value for key, value in record.items() if value not in ("", "NaN", "nan")}
+        known = {**rest, "language": language, "letters": "".join(options)}
         return finish(
-            {**rest, "language": language}, turns, [picture], where, pictures, defaults,
+            known, turns, [picture], where, pictures, defaults,
             used=_IN_THE_TURNS, key="image",
         )  # fmt: skip
 

@@ -1,0 +1,304 @@
+"""Where a run stands on disk, and going on from there.
+
+    OUT/.lock                            held while a run writes here
+    OUT/recipe.json                      what it was started with
+    OUT/stages/2-instruct/checkpoint-50/ whole, or not there: written beside and renamed
+    OUT/stages/2-instruct/checkpoint-50/stage.json
+                                         of which stage and step, its files, the parts it trains
+    OUT/stages/2-instruct/model/         the stage is done
+    OUT/earlier-1/                       what came after a checkpoint that a run went back to
+
+`auto` takes the furthest of these that is whole. Only what comes last counts: a stage before it
+need not have left anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.folders import remove_folder, replacing_folder, sweep, writing_file
+from llava_mole.training.log import JsonLog
+from llava_mole.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+AUTO, ANEW = "auto", "none"
+MARK = "stage.json"
+WRITING = ".writing"
+"""Folder of a checkpoint that is being written."""
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+FREE_TO_CHANGE = re.compile(
+    r"(stages\.\d+\.)?training\.(logging_\w+|save_steps|save_strategy|save_total_limit|report_to"
+    r"|run_name|disable_tqdm|eval_\w+|per_device_eval_batch_size|dataloader_\w+|project"
+    r"|(activation|gradient)_checkpointing(_kwargs)?)"
+    r"|data\.feature_cache(\..+)?|data\.held_out(\..+)?"
+)
+"""Keys of a recipe that may differ when a run goes on: they move no weight beyond the rounding that
+activation checkpointing has."""
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def mark_checkpoint(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write `stage.json` into a finished checkpoint, before it is renamed into place."""
+    files = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    text = json.dumps({**about, "files": files}, indent=1, ensure_ascii=False)
+    (folder / MARK).write_text(text + "\n", encoding="utf-8")
+
+
+def read_mark(folder: Path) -> dict[str, Any]:
+    """Raises CheckpointError for a checkpoint that is not whole, or not one that a stage left."""
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        files, stage, step = mark["files"], mark["stage"], mark["step"]
+    except FileNotFoundError:
+        there = "no such folder" if not folder.is_dir() else f"no {MARK} in it"
+        raise CheckpointError(
+            f"{folder}: {there}; a checkpoint of a run is OUT/stages/N-NAME/checkpoint-STEP"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MARK} cannot be read: {error!r}") from error
+    for name, size in files.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            raise CheckpointError(
+                f"{path}: {'missing' if found is None else f'{found:,} bytes'}, expected {size:,} "
+                f"bytes: was {folder} (stage {stage}, step {step}) copied only in part? Go on from "
+                "an earlier checkpoint"
+            )
+    if not mark["resumable"]:
+        raise CheckpointError(
+            f"{folder} holds weights only (training.save_only_model): optimizer and random state "
+            "are not there to go on with"
+        )
+    return mark
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, checkpoint) of a stage, in order; being renamed into place is what makes one."""
+    return sorted(
+        (int(match[1]), path)
+        for path in folder.glob("checkpoint-*")
+        if (match := CHECKPOINT.fullmatch(path.name))
+    )
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a stage; others are warned of and left alone."""
+    for _, path in reversed(checkpoints(folder)):
+        try:
+            read_mark(path)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+        else:
+            return path
+    return None
+
+
+# ---------------------------------------------------------------------- a run's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run goes on.
+
+    Attributes:
+        number: of the stage, from 0; as many as there are stages: all are done.
+        checkpoint: of that stage; None: from its beginning.
+        model: what the stage before it left, where there is no checkpoint; None: nothing yet.
+    """
+
+    number: int = 0
+    checkpoint: Path | None = None
+    model: Path | None = None
+
+
+def stage_folder(recipe: Recipe, number: int) -> Path:
+    """Of stage `number`, from 0."""
+    name = f"{number + 1}-{recipe.stages[number].name}"
+    return Path(recipe.output_dir) / "stages" / name
+
+
+def find_position(recipe: Recipe) -> Position:
+    """The furthest that the run in the recipe's folder has come."""
+    for number in reversed(range(len(recipe.stages))):
+        folder = stage_folder(recipe, number)
+        if (folder / "model" / "config.json").is_file():
+            return Position(number + 1, model=folder / "model")
+        if (checkpoint := latest_checkpoint(folder)) is not None:
+            return Position(number, checkpoint=checkpoint)
+    return Position()
+
+
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder. The system frees the lock when its process dies.
+
+    Raises:
+        ConfigError: another run writes here.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another run is writing in {out}: wait for it, stop it, or choose another output_dir"
+        ) from None
+    except (NotImplementedError, OSError) as error:  # a file system without locks
+        logger.warning("%s cannot be locked (%s): start no second run there", out, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        (out / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
+    """Make OUT, or ready it for going on; under `only_run`.
+
+    Args:
+        resume: "auto", "none" (start anew), or a checkpoint to go back to.
+
+    Raises:
+        ConfigError: it holds another recipe's run.
+        CheckpointError: the checkpoint to go back to is not whole, or of no stage of the recipe.
+    """
+    out = Path(recipe.output_dir)
+    clean(out)
+    described = out / "recipe.json"
+    resolved = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    changed = differences(read_recipe(described), resolved)
+    if resume == ANEW:
+        remove_folder(out / "stages")
+        (out / "log.jsonl").unlink(missing_ok=True)
+    elif resume == AUTO:
+        if (out / "stages").is_dir():
+            check_same_recipe(described, changed)
+    else:
+        for line in changed:
+            logger.warning("going on with another recipe: %s", line)
+        go_back(recipe, Path(resume))
+    with writing_file(described) as file:
+        json.dump(resolved, file, indent=2, ensure_ascii=False)
+
+
+def clean(out: Path) -> None:
+    """Remove what killed runs left half made."""
+    folders = [out, out / "stages", *(out / "stages").glob("*"), *out.glob("nonfinite")]
+    for folder in folders:
+        for path in sweep(folder):
+            logger.info("removed %s, left by a run that was killed", path)
+        if (folder / WRITING).exists():
+            remove_folder(folder / WRITING)
+
+
+def read_recipe(described: Path) -> dict[str, Any] | None:
+    if not described.is_file():
+        return None
+    try:
+        values = json.loads(described.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{described} cannot be read ({error}); start anew with --resume none"
+        ) from error
+    return values if isinstance(values, dict) else {}
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """'key: before -> now' of each key that differs, but for those that are free to."""
+    if before is None and not path:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*before, *now]))
+        pairs = [(str(key), before.get(key), now.get(key)) for key in keys]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(str(i), *pair) for i, pair in enumerate(zip(before, now, strict=True))]
+    elif before == now or FREE_TO_CHANGE.fullmatch(path):
+        return []
+    else:
+        return [f"{path}: {json.dumps(before)[:80]} -> {json.dumps(now)[:80]}"]
+    return [
+        line
+        for key, one, other in pairs
+        for line in differences(one, other, f"{path}.{key}" if path else key)
+    ]
+
+
+def check_same_recipe(described: Path, changed: Sequence[str]) -> None:
+    if not changed:
+        return
+    lines = "".join(f"\n  {line}" for line in changed)
+    raise ConfigError(
+        f"{described.parent} holds a run of another recipe ({described}):{lines}\n"
+        "Choose another output_dir, start anew with --resume none, or go on with the changed "
+        "recipe from a checkpoint of your choice: --resume OUT/stages/N-NAME/checkpoint-STEP"
+    )
+
+
+def go_back(recipe: Recipe, checkpoint: Path) -> None:
+    """Make a checkpoint the furthest that the run has come: what came after it is put aside, and
+    one that lies elsewhere is copied in.
+
+    Raises:
+        CheckpointError: see `read_mark`; or its stage is not one of the recipe's.
+    """
+    out = Path(recipe.output_dir)
+    mark = read_mark(checkpoint)
+    names = [stage.name for stage in recipe.stages]
+    if mark["stage"] not in names:
+        raise CheckpointError(
+            f"{checkpoint} is of stage {mark['stage']!r}; this recipe has {', '.join(names)}"
+        )
+    number = names.index(mark["stage"])
+    folder = stage_folder(recipe, number)
+    own = checkpoint.resolve().parent == folder.resolve()
+    later = [stage_folder(recipe, later) for later in range(number + 1, len(names))]
+    later += [folder / "model"]
+    later += [p for step, p in checkpoints(folder) if not own or step > mark["step"]]
+    later = [path for path in later if path.exists()]
+    if later:
+        aside = earlier(out)
+        for path in later:
+            target = aside / path.relative_to(out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, target)
+        for name in ("log.jsonl", "recipe.json"):
+            if (out / name).is_file():
+                shutil.copy2(out / name, aside / name)
+        logger.warning("what came after %s is now in %s", checkpoint, aside)
+    if not own:
+        if recipe.stages[number].kind != "language":
+            raise CheckpointError(f"{checkpoint}: stage {mark['stage']} has no checkpoints")
+        with replacing_folder(folder / f"checkpoint-{mark['step']}") as building:
+            shutil.copytree(checkpoint, building, dirs_exist_ok=True)
+    log = JsonLog(out / "log.jsonl", names[number])
+    log.drop(names[number + 1 :])
+
+
+def earlier(out: Path) -> Path:
+    number = 1
+    while (out / f"earlier-{number}").exists():
+        number += 1
+    return out / f"earlier-{number}"
