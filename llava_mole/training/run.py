@@ -37,6 +37,7 @@ from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
 from llava_mole.training.data import TrainingData, read_data, stage_rows
+from llava_mole.training.parallel import Placed, check_engine
 from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.recipe import Recipe, StageRecipe
 from llava_mole.training.ridge import ridge_start
@@ -109,11 +110,13 @@ def add_parrot(model: LlavaMoleForConditionalGeneration, processor: Any, recipe:
 
 
 def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> TrainingArguments:
+    cpu = not torch.accelerator.is_available()
     options: dict[str, Any] = {
         # No bf16 autocast: the base is bf16 already, and float32 master weights of what is trained
         # are cast where they are used, without autocast's copies.
         "fp16": recipe.model.dtype == "float16",
-        "use_cpu": not torch.accelerator.is_available(),
+        "use_cpu": cpu and not ranks.by_deepspeed(),
+        "ddp_backend": "gloo" if cpu and ranks.size() > 1 else None,
         "warmup_steps": 0.05,
         "lr_scheduler_type": "linear",
         "weight_decay": 0.0,
@@ -148,11 +151,10 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
 
 
 def leaves_some_idle(recipe: Recipe, stage: StageRecipe) -> bool:
-    """Whether a trained weight may be without a gradient: a tower's own head, which is never used,
-    and routers that no loss reaches."""
+    """Whether a trained weight may be without a gradient: routers that no loss reaches."""
     experts = recipe.model.experts
     steered = experts is not None and experts.routers_learn()
-    return "vision" in stage.learning_rates or ("routers" in stage.learning_rates and not steered)
+    return "routers" in stage.learning_rates and not steered
 
 
 def check_warm_start(recipe: Recipe, data: TrainingData) -> None:
@@ -188,7 +190,7 @@ def run_recipe(
     set_seed(recipe.seed)
     for stage in recipe.stages:
         if stage.kind == "language":
-            training_arguments(recipe, stage, out)  # refused now, not after the warm start
+            check_engine(training_arguments(recipe, stage, out))  # now, not after the warm start
     data = data or read_data(recipe.data, progress=ranks.is_main())
     check_warm_start(recipe, data)
     if ranks.is_main():
@@ -237,13 +239,25 @@ def prepare_folder(recipe: Recipe, out: Path, resume: bool) -> None:
         (out / "log.jsonl").unlink(missing_ok=True)
     resolved = json.dumps(dataclasses.asdict(recipe), indent=2, default=str, ensure_ascii=False)
     described = out / "recipe.json"
-    changed = described.is_file() and described.read_text(encoding="utf-8") != resolved
+    changed = described.is_file() and what_matters(described.read_text(encoding="utf-8")) != (
+        what_matters(resolved)
+    )
     if changed and (out / "stages").is_dir():
         raise ConfigError(
             f"{out} holds a run of another recipe ({described}); choose another output_dir, "
             "or start anew with --no-resume"
         )
     described.write_text(resolved, encoding="utf-8")
+
+
+def what_matters(resolved: str) -> dict[str, Any]:
+    """A resolved recipe without what only says which processes do the work: a run may go on with
+    others."""
+    try:
+        values = json.loads(resolved)
+    except ValueError:  # a run was killed while it wrote this
+        return {}
+    return {key: value for key, value in values.items() if key not in ("workers", "threads")}
 
 
 def save_on_main(model: Any, processor: LlavaMoleProcessor, folder: Path) -> None:
@@ -283,18 +297,20 @@ def write_left_out(data: TrainingData, path: Path) -> None:
 
 
 def rows_per_process(recipe: Recipe, stage: StageRecipe) -> int:
-    """A step's rows, shared among the recipe's own workers.
+    """A micro-batch's rows, shared among all processes, whoever started them.
 
     Raises:
         ConfigError: they cannot be shared evenly.
     """
-    workers = ranks.workers()
-    if stage.pictures_per_step % workers:
+    processes = ranks.size()
+    if stage.pictures_per_step % processes:
+        nearest = -(-stage.pictures_per_step // processes) * processes
         raise ConfigError(
-            f"stages.{stage.name}.pictures_per_step={stage.pictures_per_step} cannot be shared by "
-            f"{workers} workers: choose a multiple, or workers=1"
+            f"stages.{stage.name}.pictures_per_step={stage.pictures_per_step} is of all processes "
+            f"together and cannot be shared by {processes}: choose a multiple, such as "
+            f"{nearest}, or another number of processes"
         )
-    return stage.pictures_per_step // workers
+    return stage.pictures_per_step // processes
 
 
 def run_stage(
@@ -368,10 +384,11 @@ def run_stage(
     }:
         arguments.save_strategy, arguments.save_steps = SaveStrategy.STEPS, LONG
         arguments.save_total_limit = arguments.save_total_limit or 2
+    placed = Placed(model, arguments, tower=not from_store)
     trainer = StageTrainer(
         rates=stage.learning_rates,
         time_budget=budget,
-        model=model,
+        model=placed.model,
         args=arguments,
         train_dataset=rows,
         data_collator=collator,
@@ -392,3 +409,4 @@ def run_stage(
             )  # fmt: skip
     model.config.use_cache = False
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    placed.bring_home()

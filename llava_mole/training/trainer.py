@@ -15,6 +15,8 @@ import re
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from llava_mole import checkpoint, ranks
+from llava_mole import checkpoint, ranks, sharding
 from llava_mole.data.collator import count_batch
+from llava_mole.errors import CheckpointError
 from llava_mole.mole import samples_by_expert
+from llava_mole.training import optimizer_state
 from llava_mole.training.parts import parameters_by_part
 
 ELAPSED = "elapsed.json"
@@ -60,6 +65,8 @@ class StageTrainer(Trainer):
         self, *, rates: dict[str, float], time_budget: float | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
+        # A model that lies in pieces already is taken as it is: no wrapper around it.
+        self.is_distributed_loading_by_transformers = sharding.in_pieces(self.model)
         self.model_accepts_loss_kwargs = True
         self.rates = rates
         self.time_budget = time_budget
@@ -73,6 +80,19 @@ class StageTrainer(Trainer):
         self._use: dict[str, list[Tensor]] = defaultdict(list)
         self._logged_at: int | None = None
         self._writing: str | None = None
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not sharding.in_pieces(model):  # pieces are where they belong
+            super()._move_model_to_device(model, device)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Gradients of pieces are summed over the ranks with the last micro-batch only."""
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
 
     # ------------------------------------------------------------------ optimizer and schedule
 
@@ -189,6 +209,39 @@ class StageTrainer(Trainer):
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------ checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """One folder, whatever holds the model: all ranks gather, the main one writes."""
+        self.model.save_pretrained(
+            output_dir or self.args.output_dir,
+            processor=self.processing_class,
+            is_main_process=self.args.should_save,
+        )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The same file with one process, DDP and FSDP2; DeepSpeed writes its own."""
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = optimizer_state.gathered(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder} has no {name}: DeepSpeed keeps its optimizer in files of its own. "
+                    "Go on with the engine that began, or start the stage anew (--no-resume)"
+                )
+        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(optimizer_state.scattered(state, self.optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._writing or super()._get_output_dir(trial)
