@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ from peft import (
     LoraConfig,
     get_peft_model_state_dict,
     inject_adapter_in_model,
-    set_peft_model_state_dict,
 )
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from llava_mole import hub
+from llava_mole import hub, ranks, sharding
 from llava_mole.configuration import LlavaMoleConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import replacing_folder, sha256_file
@@ -212,15 +212,25 @@ def base_is_trained(language_model: nn.Module) -> bool:
 
 
 def save_model(
-    model: Any, folder: str | Path, *, include_frozen: bool = False, processor: Any = None, **_: Any
+    model: Any,
+    folder: str | Path,
+    *,
+    include_frozen: bool = False,
+    processor: Any = None,
+    is_main_process: bool = True,
+    **_: Any,
 ) -> None:
     """Write one self-describing folder, whole or not at all.
+
+    A model in pieces (FSDP2, ZeRO-3) is gathered first: all processes must call this, and the main
+    one writes.
 
     Args:
         model: LlavaMoleForConditionalGeneration.
         folder: made or replaced. Other files in it stay.
         include_frozen: also write the frozen language model and tower in full.
         processor: written into the same folder in the same step, so that both appear at once.
+        is_main_process: whether this process writes.
         _: what transformers' Trainer also passes.
 
     Raises:
@@ -247,7 +257,22 @@ def save_model(
             "a quantised language model is saved by reference only: its packed weights are not "
             "those it was made from. Load the base without model.quantization to save it in full"
         )
-    with replacing_folder(final, drop=(LANGUAGE_MODEL, "adapters", LICENCES)) as building:
+
+    def written(name: str) -> bool:
+        root = name.split(".", 1)[0]
+        if root == "language_model":
+            return full_language or any(mark in name for mark in ADAPTER_MARKS)
+        return full_tower or root != "vision_tower"
+
+    with ExitStack() as stack:
+        if sharding.in_pieces(model):
+            is_main_process = is_main_process and ranks.is_main()
+            stack.enter_context(sharding.whole(model, written))
+        if not is_main_process:
+            return
+        building = stack.enter_context(
+            replacing_folder(final, drop=(LANGUAGE_MODEL, "adapters", LICENCES))
+        )
         save_file(own_tensors(model, full_tower), building / OWN_WEIGHTS, metadata={"format": "pt"})
         if full_language:
             model.language_model.save_pretrained(
@@ -434,8 +459,11 @@ def put_lora(language_model: PreTrainedModel, folder: Path) -> None:
         key.removeprefix("base_model.model."): value
         for key, value in read_own_weights(path).items()
     }
-    check_tensors(tensors, lora_tensors(language_model), path)
-    set_peft_model_state_dict(language_model, tensors, adapter_name="default")
+    expected = lora_tensors(language_model)
+    check_tensors(tensors, expected, path)
+    with torch.no_grad():  # into the parameters themselves, which `state_dict` gives
+        for name, value in expected.items():
+            value.copy_(tensors[name])
 
 
 def one_device(device_map: Any) -> torch.device:
@@ -455,6 +483,15 @@ def restore(model: Any, folder: Path) -> None:
     Raises:
         CheckpointError: a file or key is missing, or a shape differs.
     """
+    if sharding.in_pieces(model):
+        with sharding.whole(model, write=True):
+            put_back(model, folder)
+    else:
+        put_back(model, folder)
+
+
+def put_back(model: Any, folder: Path) -> None:
+    """`restore`, of a model that is whole."""
     tensors = read_own_weights(folder / OWN_WEIGHTS)
     expected = own_tensors(model, any(name.startswith("vision_tower.") for name in tensors))
     check_tensors(tensors, expected, folder / OWN_WEIGHTS)

@@ -280,6 +280,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        from llava_mole import ranks
+
+        if not ranks.lost_another(error):
+            raise
+        logging.getLogger(__name__).info("lost another process", exc_info=True)
+        print(f"process {ranks.rank()}: ended, for another one did", file=sys.stderr)
+        return 1
 
 
 def check_readable(config: Path) -> None:

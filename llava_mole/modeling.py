@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 from transformers.utils.deprecation import deprecate_kwarg
 
-from llava_mole import checkpoint, heads, tree
+from llava_mole import checkpoint, heads, sharding, tree
 from llava_mole.configuration import LlavaMoleConfig
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.mole import add_experts, auxiliary_losses
@@ -179,20 +179,26 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return embeds
         return embeds.masked_scatter(places.unsqueeze(-1), visual.to(embeds.dtype))
 
+    def blank_picture(self, like: Tensor) -> Tensor:
+        """(1, 3, H, W) zeros of the tower's size, in dtype and place of `like`."""
+        preprocess = self.config.vision_part.preprocess
+        assert preprocess is not None
+        size = preprocess["size"]
+        side = (size, size) if isinstance(size, int) else tuple(size)
+        return like.new_zeros(1, 3, *side)
+
     def idle_visual(self, like: Tensor) -> Tensor:
         """Zero, but a function of every trainable visual parameter.
 
         A text-only batch on one rank and images on another must leave the same parameters with
-        gradients, or data-parallel training hangs.
+        gradients, and gather the same parameters where these lie in pieces, or training hangs.
         """
         vision = self.config.vision_part
-        if any(p.requires_grad for p in self.vision_tower.parameters()):
-            assert vision.preprocess is not None
-            size = vision.preprocess["size"]
-            side = (size, size) if isinstance(size, int) else tuple(size)
+        trained = any(p.requires_grad for p in self.vision_tower.parameters())
+        if trained or sharding.in_pieces(self.vision_tower):
             training = self.vision_tower.training
             self.vision_tower.eval()  # a blank picture must not move batch statistics
-            features = self.encode_images(like.new_zeros(1, 3, *side))
+            features = self.encode_images(self.blank_picture(like))
             self.vision_tower.train(training)
         else:
             features = like.new_zeros(1, 1 + vision.num_patches, vision.width)
@@ -254,13 +260,20 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.get_input_embeddings()(input_ids)
             if pixel_values is not None and image_features is None:
                 image_features = self.encode_images(pixel_values)
+            elif image_features is not None and sharding.in_pieces(self.vision_tower):
+                raise ConfigError(
+                    "image_features for a model whose tower lies in pieces: processes without "
+                    "pictures run it, so all must; give pixel_values, or leave the tower whole "
+                    "(shard(…, tower=False))"
+                )
             visual = None
             if image_features is not None:
                 visual = self.visual_tokens(image_features, question_ids, question_mask)
             decoding = cache is not None and cache.get_seq_length() > 0
             if visual is not None or not decoding:
                 inputs_embeds = self.place_images(input_ids, inputs_embeds, visual)
-            if visual is None and self.training and torch.is_grad_enabled():
+            learning = self.training and torch.is_grad_enabled()
+            if visual is None and (learning or (not decoding and sharding.in_pieces(self))):
                 inputs_embeds = inputs_embeds + self.idle_visual(inputs_embeds)
 
         mask: Any = attention_mask

@@ -8,6 +8,7 @@ in either way every function here is a no-op.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -85,7 +87,26 @@ def join() -> None:
                 target=_end_with, args=(int(os.environ[LAUNCHER]),), daemon=True
             ).start()
         cpu = not torch.accelerator.is_available()
-        PartialState(cpu=cpu, timeout=PATIENCE, **({"backend": "gloo"} if cpu else {}))
+        # accelerate would not ask DeepSpeed where it is told that the device is a CPU.
+        told = cpu and not by_deepspeed()
+        PartialState(cpu=told, timeout=PATIENCE, **({"backend": "gloo"} if cpu else {}))
+        if not is_main():
+            quiet()
+
+
+def by_deepspeed() -> bool:
+    """Whether `accelerate launch` was told to train with DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def quiet() -> None:
+    """Notices and bars are the main rank's, which has the same to say; errors are everyone's."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
 
 
 def leave() -> None:
@@ -94,6 +115,15 @@ def leave() -> None:
     if distributed.is_initialized():
         barrier()
         distributed.destroy_process_group()
+
+
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "peer process")
+"""What gloo and NCCL say of a process that is gone."""
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether a process failed only because another one had ended: that one says why."""
+    return size() > 1 and any(words in str(error) for words in LOST)
 
 
 def _end_with(parent: int) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of a stage: written beside their place, synced, renamed; resumed to the bit.
 
+The same files whether one process holds the model, or many hold it in pieces (but for DeepSpeed's).
 Beside what transformers' Trainer keeps (optimizer, schedule, random state of each rank, its own
 counters) a checkpoint is a model folder, and holds what was added up for the next line of the log,
 the time that was spent, and `stage.json` (`resume.py`). Half-written ones are never resumed from,
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from llava_mole import checkpoint, ranks
+from llava_mole import checkpoint, ranks, sharding
 from llava_mole.errors import CheckpointError, TrainingError
 from llava_mole.folders import publish, remove_folder
+from llava_mole.training import optimizer_state
 from llava_mole.training.resume import (
     WRITING,
     checkpoints,
@@ -91,6 +94,26 @@ class CheckpointingTrainer(Trainer):
             for old in self._surplus(run):
                 remove_folder(old)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """One folder, whatever holds the model: all ranks gather, the main one writes."""
+        self.model.save_pretrained(
+            output_dir or self.args.output_dir,
+            processor=self.processing_class,
+            is_main_process=self.args.should_save,
+        )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The same file with one process, DDP and FSDP2; DeepSpeed writes its own."""
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        state = optimizer_state.gathered(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
     def _refuse_lost_weights(self) -> None:
         """A checkpoint to go on from holds numbers."""
         lost = [name for names in ranks.gather(self.lost_weights()) for name in names]
@@ -103,11 +126,13 @@ class CheckpointingTrainer(Trainer):
             )
 
     def lost_weights(self) -> list[str]:
-        """Names of the trained weights of this rank that hold a value that is no number."""
+        """Names of the trained weights that hold a value that is no number, in what this rank has
+        of them."""
         return [
             name
             for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and not bool(torch.isfinite(parameter).all())
+            if parameter.requires_grad
+            and not bool(torch.isfinite(sharding.own_piece(parameter)).all())
         ]
 
     def _parts(self) -> list[dict[str, Any]]:
@@ -185,11 +210,18 @@ class CheckpointingTrainer(Trainer):
         """State from the checkpoint, rates and decay from the recipe.
 
         Raises:
-            CheckpointError: the checkpoint's stage trained other parts.
+            CheckpointError: the checkpoint's stage trained other parts, or another engine wrote it.
         """
         if checkpoint is None:
             return
-        then, now = read_mark(Path(checkpoint))["parts"], self._parts()
+        folder = Path(checkpoint)
+        for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
+            if not self.is_deepspeed_enabled and not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder} has no {name}: DeepSpeed keeps its optimizer in files of its own. "
+                    "Go on with the engine that began, or start anew (--resume none)"
+                )
+        then, now = read_mark(folder)["parts"], self._parts()
         if then != now:
             raise CheckpointError(
                 f"{checkpoint} holds the optimizer of {in_words(then)}; this recipe trains "
@@ -201,14 +233,20 @@ class CheckpointingTrainer(Trainer):
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in self.optimizer.param_groups
         ]
-        super()._load_optimizer_and_scheduler(checkpoint)
         assert self.lr_scheduler is not None
+        if self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(optimizer_state.scattered(state, self.optimizer))
+            schedule = torch.load(folder / SCHEDULER_NAME, map_location="cpu", weights_only=True)
+            self.lr_scheduler.load_state_dict(schedule)
         for number, group in enumerate(self.optimizer.param_groups):
             group.update(wanted[number])
             if isinstance(self.lr_scheduler, LambdaLR):  # as it works a rate out itself
-                schedule, first = self.lr_scheduler, group["initial_lr"]
-                group["lr"] = first * schedule.lr_lambdas[number](schedule.last_epoch)
-                schedule.base_lrs[number], schedule._last_lr[number] = first, group["lr"]
+                own, first = self.lr_scheduler, group["initial_lr"]
+                group["lr"] = first * own.lr_lambdas[number](own.last_epoch)
+                own.base_lrs[number], own._last_lr[number] = first, group["lr"]
 
     def _load_best_model(self) -> None:
         checkpoint.restore(self.model, Path(self.state.best_model_checkpoint))

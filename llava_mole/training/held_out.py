@@ -211,7 +211,7 @@ class HeldOut(Dataset[Sample]):
         device = next(model.parameters()).device
         inputs = {name: value.to(device) for name, value in inputs.items()}
         logits = model(**inputs).logits[0]
-        labels = inputs["labels"][:, 1:]
+        labels = inputs["labels"][:, 1:].to(logits.device)
         targets = labels[labels != IGNORE]
         picked = logits.gather(1, targets.unsqueeze(1)).squeeze(1).float()
         losses = (heads.log_normalizers(logits) - picked).double().cpu()

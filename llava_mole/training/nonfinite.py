@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llava_mole import sharding
 from llava_mole.folders import writing_file
 from llava_mole.training.parts import parameters_by_part
 from llava_mole.training.undisturbed import random_state, set_random_state
@@ -68,8 +69,8 @@ def retrace(
     items: Any,
     samples: Any,
 ) -> tuple[list[dict[str, float]], dict[str, list[str]]]:
-    """Do a step's passes again, up to the gradients, which are neither clipped nor summed over
-    ranks.
+    """Do a step's passes again, up to the gradients, which are not clipped, and summed over ranks
+    only where the model lies in pieces; then a collective.
 
     Args:
         model: the plain model, with the weights before the step; its gradients are replaced.
@@ -79,7 +80,7 @@ def retrace(
 
     Returns:
         Losses of each micro-batch by name; part -> names of its parameters whose gradients hold a
-        value that is no number.
+        value that is no number; of those in pieces, in this rank's.
     """
     now = random_state()
     set_random_state(random)
@@ -97,7 +98,8 @@ def retrace(
         names = [
             name
             for name, parameter in parameters.items()
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+            if parameter.grad is not None
+            and not bool(torch.isfinite(sharding.own_piece(parameter.grad)).all())
         ]
         if names:
             wrong[part] = names
@@ -155,7 +157,7 @@ def in_words(
     norm: float | None,
     parts: Mapping[str, Sequence[str]],
     lost: Sequence[str],
-    replayable: bool,
+    before_step: bool,
     folder: Path,
     checkpoint: Path | None,
     rates: Mapping[str, float],
@@ -164,7 +166,7 @@ def in_words(
     """The message that ends the run.
 
     Args:
-        replayable: the weights were kept, too: they were whole on one rank.
+        before_step: no weight has changed, and the weights were kept, too.
     """
     wrong = record.wrong()
     if wrong:
@@ -176,13 +178,14 @@ def in_words(
         what += "".join(f"; {part}: {len(names)} tensors" for part, names in parts.items())
         places = [s for batch in record.batches for s in batch.get("sources", [])]
     if lost:
-        what += f"; {len(lost)} weights were no numbers before, the first {lost[0]}"
+        when = "were no numbers before" if before_step else "are no numbers now"
+        what += f"; {len(lost)} weights {when}, the first {lost[0]}"
     more = f" and {len(places) - 8} more" if len(places) > 8 else ""
     samples = ", ".join(places[:8]) + more or "not known on this rank"
     on = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
     last = "there is no checkpoint yet" if checkpoint is None else f"--resume {checkpoint}"
     kept = "batch, random state"
-    if replayable:
+    if before_step:
         kept += f", weights. See it again: python -m llava_mole.training.replay {folder}"
     keys = [
         f"lower learning_rates (now {on})",
@@ -192,9 +195,12 @@ def in_words(
     ]
     if options.fp16:
         keys.insert(0, "model.dtype=bfloat16 or float32 (now float16)")
+    done = "stopped before the optimizer step, no weight has changed"
+    if not before_step:
+        done = "DeepSpeed has taken the step already; these weights are not written"
     return (
-        f"stage {stage}, step {step}: {what}; stopped before the optimizer step, no weight has "
-        f"changed.\n  samples: {samples}\n  kept in {folder}: {kept}\n"
+        f"stage {stage}, step {step}: {what}; {done}.\n"
+        f"  samples: {samples}\n  kept in {folder}: {kept}\n"
         f"  go on: {last}, with changed keys; the same recipe would come here again\n"
         "  keys to try: " + "; ".join(keys)
     )

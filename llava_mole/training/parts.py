@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from llava_mole.errors import ConfigError
@@ -39,7 +40,7 @@ def parameters_by_part(
 
 
 def set_trainable(model: LlavaMoleForConditionalGeneration, rates: dict[str, float]) -> None:
-    """Train exactly the named parts.
+    """Train exactly the named parts; of the tower, what its features come from.
 
     Raises:
         ConfigError: a named part has no parameters in this model.
@@ -52,6 +53,23 @@ def set_trainable(model: LlavaMoleForConditionalGeneration, rates: dict[str, flo
             )
         for parameter in parameters.values():
             parameter.requires_grad_(part in rates)
+    if "vision" in rates:
+        freeze_what_is_not_read(model)
+
+
+def freeze_what_is_not_read(model: LlavaMoleForConditionalGeneration) -> None:
+    """A tower's own head, and the blocks after the layer that is read, never get a gradient: marked
+    as trained they would be counted, and data-parallel training would wait for them."""
+    tower = model.vision_tower
+    parameters = [p for p in tower.parameters() if p.requires_grad]
+    training = tower.training
+    tower.eval()  # a blank picture must not move batch statistics
+    with torch.enable_grad():
+        features = tower(model.blank_picture(parameters[0]))
+    tower.train(training)
+    found = torch.autograd.grad(features.float().sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, found, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def mark_trained(model: LlavaMoleForConditionalGeneration, rates: dict[str, float]) -> None:

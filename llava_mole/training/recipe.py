@@ -162,7 +162,8 @@ class StageRecipe:
     """Part -> rate; parts not named are frozen. Parts: vision, projector, parrot, experts, routers,
     lora, language_model."""
     pictures_per_step: int = field(default=12, metadata={"min": 1})
-    """Rows per micro-batch, of all `workers` together (under torchrun: of each process)."""
+    """Rows per micro-batch, of all processes together, whoever started them: a step has this many
+    times `training.gradient_accumulation_steps`, on one device as on eight."""
     questions_per_picture: int = field(default=6, metadata={"min": 1})
     """Drawn for each picture of a step, at most as many as it has."""
     share_prefix: bool = True
@@ -208,7 +209,7 @@ class Recipe:
     workers: int = field(default=1, metadata={"min": 1})
     """Processes on this machine that share each step's rows; on CPUs two processes of one core each
     are faster than two threads. Fewer are started where there are fewer cores, one where there is
-    an accelerator (use torchrun for several)."""
+    an accelerator (use torchrun or accelerate launch for several, see docs/distributed.md)."""
     training: dict[str, Any] = field(default_factory=dict)
     """transformers.TrainingArguments for every language stage, by their own names."""
 

@@ -44,10 +44,10 @@ FREE_TO_CHANGE = re.compile(
     r"(stages\.\d+\.)?training\.(logging_\w+|save_steps|save_strategy|save_total_limit|report_to"
     r"|run_name|disable_tqdm|eval_\w+|per_device_eval_batch_size|dataloader_\w+|project"
     r"|(activation|gradient)_checkpointing(_kwargs)?)"
-    r"|data\.feature_cache(\..+)?|data\.held_out(\..+)?"
+    r"|data\.feature_cache(\..+)?|data\.held_out(\..+)?|workers|threads"
 )
 """Keys of a recipe that may differ when a run goes on: they move no weight beyond the rounding that
-activation checkpointing has."""
+activation checkpointing has, or sums over another number of processes."""
 
 
 # ---------------------------------------------------------------------- checkpoints

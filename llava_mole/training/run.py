@@ -47,6 +47,7 @@ from llava_mole.training.held_out import HeldOut, read_held_out
 from llava_mole.training.history import record_data, record_stage
 from llava_mole.training.log import JsonLog
 from llava_mole.training.memory import memory_advice, peak_memory
+from llava_mole.training.parallel import Placed, check_engine
 from llava_mole.training.parts import mark_trained, set_trainable
 from llava_mole.training.progress import StageProgress
 from llava_mole.training.recipe import Recipe, StageRecipe
@@ -79,11 +80,13 @@ def add_parrot(model: LlavaMoleForConditionalGeneration, processor: Any, recipe:
 
 
 def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> TrainingArguments:
+    cpu = not torch.accelerator.is_available()
     options: dict[str, Any] = {
         # No bf16 autocast: the base is bf16 already, and float32 master weights of what is trained
         # are cast where they are used, without autocast's copies.
         "fp16": recipe.model.dtype == "float16",
-        "use_cpu": not torch.accelerator.is_available(),
+        "use_cpu": cpu and not ranks.by_deepspeed(),
+        "ddp_backend": "gloo" if cpu and ranks.size() > 1 else None,
         "warmup_steps": 0.05,
         "lr_scheduler_type": "linear",
         "weight_decay": 0.0,
@@ -130,11 +133,10 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
 
 
 def leaves_some_idle(recipe: Recipe, stage: StageRecipe) -> bool:
-    """Whether a trained weight may be without a gradient: a tower's own head, which is never used,
-    and routers that no loss reaches."""
+    """Whether a trained weight may be without a gradient: routers that no loss reaches."""
     experts = recipe.model.experts
     steered = experts is not None and experts.routers_learn()
-    return "vision" in stage.learning_rates or ("routers" in stage.learning_rates and not steered)
+    return "routers" in stage.learning_rates and not steered
 
 
 def check_warm_start(recipe: Recipe, read: Sequence[TrainingData]) -> None:
@@ -170,7 +172,7 @@ def run_recipe(
         torch.set_num_threads(recipe.threads)
     for stage in recipe.stages:
         if stage.kind == "language":
-            training_arguments(recipe, stage, out)  # refused now, not after the warm start
+            check_engine(training_arguments(recipe, stage, out))  # now, not after the warm start
     check_environment(recipe)
     push = hub_push.push_of(recipe.training, recipe.output_dir)
     repository = hub_push.prepare(push) if push is not None and ranks.is_main() else ""
@@ -283,18 +285,20 @@ def write_left_out(left_out: Sequence[tuple[str, str, int]], path: Path) -> None
 
 
 def rows_per_process(recipe: Recipe, stage: StageRecipe) -> int:
-    """A step's rows, shared among the recipe's own workers.
+    """A micro-batch's rows, shared among all processes, whoever started them.
 
     Raises:
         ConfigError: they cannot be shared evenly.
     """
-    workers = ranks.workers()
-    if stage.pictures_per_step % workers:
+    processes = ranks.size()
+    if stage.pictures_per_step % processes:
+        nearest = -(-stage.pictures_per_step // processes) * processes
         raise ConfigError(
-            f"stages.{stage.name}.pictures_per_step={stage.pictures_per_step} cannot be shared by "
-            f"{workers} workers: choose a multiple, or workers=1"
+            f"stages.{stage.name}.pictures_per_step={stage.pictures_per_step} is of all processes "
+            f"together and cannot be shared by {processes}: choose a multiple, such as "
+            f"{nearest}, or another number of processes"
         )
-    return stage.pictures_per_step // workers
+    return stage.pictures_per_step // processes
 
 
 def rows_per_step(recipe: Recipe, stage: StageRecipe) -> int:
@@ -325,6 +329,8 @@ def run_stage(
     few = data.picture_groups() <= FILL_AHEAD
     if frozen_tower and (few or stage.kind == "warm_start"):
         features.fill_together(data.pictures())
+    # Too many to hold, and no disk to put them on: the tower works at every step.
+    from_store = frozen_tower and (few or features.cache is not None)
     if stage.kind == "warm_start":
         return start_projector(recipe, stage, model, processor, data, features, log, budget)
     for key in ("share_prefix", "packing"):
@@ -349,8 +355,7 @@ def run_stage(
         parrot=model.parrot is not None,
         max_length=limit,
         packing=stage.packing,
-        # Too many to hold, and no disk to put them on: the tower works at every step.
-        features=features if frozen_tower and (few or features.cache is not None) else None,
+        features=features if from_store else None,
         load_pixels=lambda images: processor.image_processor(list(images))["pixel_values"],
         note_sources=True,
     )
@@ -375,6 +380,7 @@ def run_stage(
             scored.check_metric(arguments.metric_for_best_model)
         if collator.features is not None:
             features.fill_together(held_out.pictures())
+    placed = Placed(model, arguments, tower=not from_store)
     with told_to_end() as ending:
         trainer = StageTrainer(
             rates=stage.learning_rates,
@@ -383,7 +389,7 @@ def run_stage(
             held_out=scored,
             kept=Path(recipe.output_dir) / "nonfinite",
             ending=ending,
-            model=model,
+            model=placed.model,
             args=arguments,
             train_dataset=rows,
             data_collator=collator,
@@ -394,7 +400,7 @@ def run_stage(
             trainer.add_callback(callback)
         if ranks.is_main():
             rewind(log, stage, start)
-        with without_cache(model), progress_bar(recipe, stage, trainer):
+        with without_cache(placed.model), progress_bar(recipe, stage, trainer):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     state = trainer.state
     if trainer.ends_here and state.global_step < state.max_steps:
@@ -403,6 +409,7 @@ def run_stage(
             stage.name, state.global_step,
         )  # fmt: skip
         raise Ended(128 + (ending.asked or signal.SIGTERM))
+    placed.bring_home()
     end = StageEnd(trainer.elapsed, told_to_end=trainer.ends_here)
     if arguments.metric_for_best_model is not None and state.best_global_step:
         metric = f"eval_{arguments.metric_for_best_model.removeprefix('eval_')}"

@@ -15,17 +15,20 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from llava_mole import ranks
+from llava_mole import ranks, sharding
 from llava_mole.data.collator import count_batch
 from llava_mole.errors import TrainingError
 from llava_mole.mole import MoleCallback, samples_by_expert
@@ -34,9 +37,7 @@ from llava_mole.training.checkpointing import CheckpointingTrainer
 from llava_mole.training.ending import Ending
 from llava_mole.training.held_out import HeldOut
 from llava_mole.training.parts import parameters_by_part
-from llava_mole.training.resume import (
-    latest_checkpoint,
-)
+from llava_mole.training.resume import latest_checkpoint
 
 
 class StageTrainer(CheckpointingTrainer):
@@ -67,6 +68,8 @@ class StageTrainer(CheckpointingTrainer):
         **options: Any,
     ) -> None:
         super().__init__(eval_dataset=held_out, **options)
+        # A model that lies in pieces already is taken as it is: no wrapper around it.
+        self.is_distributed_loading_by_transformers = sharding.in_pieces(self.model)
         # `progress.py` has a bar that says which stage, and all that is logged is in the log.
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -95,6 +98,19 @@ class StageTrainer(CheckpointingTrainer):
         self.add_callback(StageCallback(self))
         if self.model.mole is not None:
             self.add_callback(MoleCallback())
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not sharding.in_pieces(model):  # pieces are where they belong
+            super()._move_model_to_device(model, device)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Gradients of pieces are summed over the ranks with the last micro-batch only."""
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
 
     # ------------------------------------------------------------------ optimizer and schedule
 
@@ -245,7 +261,13 @@ class StageTrainer(CheckpointingTrainer):
         return norm
 
     def stop_if_no_number(self, norm: torch.Tensor | float | None) -> None:
-        """Raises TrainingError, on all ranks, if a loss or the gradient's norm on any is none."""
+        """Raises TrainingError, on all ranks, if a loss or the gradient's norm on any is none.
+
+        DeepSpeed steps while it goes backward, so there it is noticed after the step: the message
+        says so, and no checkpoint is written of it.
+        """
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         value = None if norm is None else float(norm)
         wrong = bool(self._step.wrong())
         if value is not None and not math.isfinite(value):
@@ -263,15 +285,18 @@ class StageTrainer(CheckpointingTrainer):
         folder = self.kept / f"{self.stage}-step-{step}"
         plain = self.accelerator.unwrap_model(self.model)
         parts: dict[str, list[str]] = {}
-        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        if whole:
+        before_step = not self.is_deepspeed_enabled
+        if before_step:
             record = self._step
             assert record.random is not None
             _, parts = nonfinite.retrace(
                 plain, record.batches, record.random, record.items, record.samples
             )
-            if ranks.is_main():
-                plain.save_pretrained(folder / "model", processor=self.processing_class)
+            plain.save_pretrained(
+                folder / "model",
+                processor=self.processing_class,
+                is_main_process=ranks.is_main(),
+            )
         about = {
             "stage": self.stage,
             "step": step,
@@ -283,11 +308,11 @@ class StageTrainer(CheckpointingTrainer):
             "attn_implementation": plain.language_model.config._attn_implementation,
         }
         nonfinite.write_record(folder, ranks.rank(), self._step, about)
-        ranks.barrier()
+        lost = dict.fromkeys(name for names in ranks.gather(self.lost_weights()) for name in names)
         raise TrainingError(
             nonfinite.in_words(
                 stage=self.stage, step=step, record=self._step, norm=value, parts=parts,
-                lost=self.lost_weights(), replayable=whole,
+                lost=list(lost), before_step=before_step,
                 folder=folder, checkpoint=latest_checkpoint(Path(self.args.output_dir)),
                 rates=self.rates, options=self.args,
             )

@@ -1,12 +1,13 @@
 """A small training stage, for the tests of the trainer and, as a program, for one of its processes.
 
-    python -m tests.training.stage OUT '{"rows_per_step": 2, …}'
+    python -m tests.training.stage OUT '{"language_model": …, "runs": {"name": {…}, …}}'
 
-trains the folder of parts under OUT's parent and writes OUT/weights.safetensors.
+trains each run on the same parts and writes OUT/NAME/weights.safetensors, log.json and model/.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
 
 from llava_mole import ranks
@@ -27,7 +29,9 @@ from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import Sample, Turn
 from llava_mole.mole import MoleConfig
 from llava_mole.training.log import gathered
+from llava_mole.training.parallel import Placed
 from llava_mole.training.parts import set_trainable
+from llava_mole.training.resume import latest_checkpoint
 from llava_mole.training.trainer import StageTrainer
 from tests.helpers import awaken, picture
 
@@ -41,8 +45,9 @@ def write_pictures(folder: Path, count: int = 6) -> None:
         picture(index).save(folder / f"{index}.png")
 
 
-def samples(folder: Path, count: int = 6) -> list[Sample]:
-    """One to three questions per picture, answers of different lengths, two languages."""
+def samples(folder: Path, count: int = 6, texts: int = 0) -> list[Sample]:
+    """One to three questions per picture, answers of different lengths, two languages; then
+    `texts` conversations without a picture."""
     made = []
     for index in range(count):
         for question in range(1 + index % 3):
@@ -58,6 +63,14 @@ def samples(folder: Path, count: int = 6) -> list[Sample]:
                     metadata={"kind": "naming" if question == 0 else "other"},
                 )
             )
+    for index in range(texts):
+        turns = (Turn("user", f"Say {index}" * (1 + index % 2)), Turn("assistant", WORDS[index]))
+        made.append(
+            Sample(
+                turns=turns, images=(), domain="text", language="en",
+                source=f"text.json:{index}", metadata={"kind": "text"},
+            )
+        )  # fmt: skip
     return made
 
 
@@ -71,10 +84,13 @@ def stage(
     share_prefix: bool = True,
     dropout: float = 0.0,
     parrot: bool = False,
-    packing: int | None = None,
-    dtype: str = "float32",
     rates: dict[str, float] | None = None,
     trainer: dict[str, Any] | None = None,
+    texts: int = 0,
+    packing: int | None = None,
+    dtype: str = "float32",
+    experts: MoleConfig | None = None,
+    seed: int = 0,
     **arguments: Any,
 ) -> StageTrainer:
     """A trainer that is ready to run; TrainingArguments by their own names."""
@@ -83,7 +99,8 @@ def stage(
         ModelRecipe(
             language_model=str(language_model),
             vision_model=f"local-dir:{tower}",
-            experts=MoleConfig(num_experts=3, r=2, lora_dropout=dropout, balance_coef=0.5),
+            experts=experts
+            or MoleConfig(num_experts=3, r=2, lora_dropout=dropout, balance_coef=0.5),
             lora={"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "o_proj"]},
             parrot=ParrotConfig(num_experts=2, hidden_size=8) if parrot else None,
             dtype=dtype,
@@ -92,6 +109,9 @@ def stage(
     awaken(model)
     chosen = rates or RATES
     set_trainable(model, chosen)
+    out.mkdir(parents=True, exist_ok=True)
+    start = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(start, out / "start.safetensors")
     options: dict[str, Any] = {
         "max_steps": 3,
         "optim": "sgd",
@@ -99,26 +119,27 @@ def stage(
         "max_grad_norm": 1.0,
         "logging_steps": 1,
         "save_strategy": "no",
+        "ddp_find_unused_parameters": False,
+        "use_cpu": True,
         **arguments,
     }
     args = TrainingArguments(
         output_dir=str(out),
         per_device_train_batch_size=rows_per_step,
-        use_cpu=True,
         report_to="none",
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
         disable_tqdm=True,
         **options,
     )
-    pools = [Pool(ListedSamples(samples(pictures)))]
+    pools = [Pool(ListedSamples(samples(pictures, texts=texts)))]
     rows = MixtureRows(
         pools,
         Mixture([pool.planned for pool in pools], questions=3),
         lambda s: processor.encode(s.messages()),
         rows=1000,
         questions=3,
-        seed=0,
+        seed=seed,
     )
     collator = Collator(
         processor,
@@ -129,20 +150,24 @@ def stage(
         note_sources=True,
         load_pixels=lambda paths: processor.image_processor(list(paths))["pixel_values"],
     )
-    return StageTrainer(
+    placed = Placed(model, args)
+    made = StageTrainer(
         rates=chosen,
-        model=model,
+        model=placed.model,
         args=args,
         train_dataset=rows,
         data_collator=collator,
         processing_class=processor,
         **(trainer or {}),
     )
+    made.placed = placed
+    return made
 
 
 def weights(trainer: StageTrainer) -> dict[str, Tensor]:
-    """Everything that was trained."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    """Everything that was trained. A collective."""
+    trainer.placed.bring_home()
+    model = trainer.placed.home
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
@@ -186,15 +211,28 @@ def main(out: str, options: str) -> None:
     torch.set_num_threads(1)
     parts = json.loads(options)
     paths = {key: Path(parts.pop(key)) for key in ("language_model", "tower", "pictures")}
-    poison = parts.pop("poison", None)
-    trainer = stage(Path(out), **paths, **parts)
-    if poison:
-        trainer.add_callback(Poison(trainer, **poison))
-    trainer.train()
-    if trainer.is_world_process_zero():
-        save_file(weights(trainer), Path(out) / "weights.safetensors")
-        history = [gathered(entry) for entry in trainer.state.log_history if "loss" in entry]
-        (Path(out) / "log.json").write_text(json.dumps(history))
+    for name, run in parts["runs"].items():
+        folder = Path(out) / name
+        resume, poison = run.pop("resume", False), run.pop("poison", None)
+        own = {key: Path(run.pop(key)) for key in list(paths) if key in run}
+        trainer = stage(folder, **{**paths, **own}, **run)
+        if poison:
+            trainer.add_callback(Poison(trainer, **poison))
+        found = ranks.from_main(latest_checkpoint(folder)) if resume else None
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+        pieces = {
+            n: [p.numel(), p.to_local().numel() if isinstance(p, DTensor) else p.numel()]
+            for n, p in trainer.placed.model.named_parameters()
+        }
+        trainer.save_model(str(folder / "model"))
+        trained = weights(trainer)
+        (folder / f"pieces-{ranks.rank()}.json").write_text(json.dumps(pieces))
+        if trainer.is_world_process_zero():
+            save_file(trained, folder / "weights.safetensors")
+            history = [gathered(entry) for entry in trainer.state.log_history if "loss" in entry]
+            (folder / "log.json").write_text(json.dumps(history))
+        del trainer
+        gc.collect()
     ranks.leave()
 
 

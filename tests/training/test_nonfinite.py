@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,8 @@ from llava_mole.training.nonfinite import scaled_down
 from llava_mole.training.replay import main as replay_main
 from llava_mole.training.replay import read_record, replay
 from llava_mole.training.resume import latest_checkpoint
+from tests.training.processes import together
 from tests.training.stage import Poison, stage, weights, write_pictures
-from tests.training.test_trainer import REPOSITORY, free_port
 
 
 @pytest.fixture(scope="module")
@@ -125,23 +122,27 @@ def test_gradients_that_a_scaler_made_overflow_do_not_count() -> None:
 
 
 @pytest.mark.slow
-def test_all_ranks_stop_where_one_has_no_number(paths: dict[str, Path], tmp_path: Path) -> None:
-    options = {**{k: str(v) for k, v in paths.items()}, "rows_per_step": 2, "ddp_backend": "gloo",
-               "poison": {"rank": 1, "step": 2, "where": "weight"}}  # fmt: skip
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.stage", str(tmp_path), json.dumps(options)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=400)[0] for process in processes]
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_all_ranks_stop_where_one_has_no_number(
+    engine: str, paths: dict[str, Path], tmp_path: Path
+) -> None:
+    """In pieces too: what is kept is the whole model, and one process sees the step again."""
+    run = {"rows_per_step": 2, "poison": {"rank": 1, "step": 2, "where": "weight"},
+           "save_strategy": "steps", "save_steps": 1, "fsdp": engine == "fsdp"}  # fmt: skip
+    options = {**{k: str(v) for k, v in paths.items()}, "runs": {"run": run}}
+    said = together("tests.training.stage", [str(tmp_path), json.dumps(options)], expected=1)
     assert all("TrainingError: stage stage, step 2" in one for one in said), "\n".join(said)
-    folder = tmp_path / "nonfinite" / "stage-step-2"
+    out = tmp_path / "run"
+    assert all(f"--resume {out / 'checkpoint-1'}" in one for one in said)
+    assert latest_checkpoint(out) == out / "checkpoint-1"
+    folder = out / "nonfinite" / "stage-step-2"
     mine, other = ([entry["losses"]["language"] for entry in read_record(folder, rank)[2]
                     ["micro_batches"]] for rank in range(2))  # fmt: skip
-    assert all(math.isfinite(value) for value in mine)
     assert all(value == "nan" for value in other)
+    if engine == "ddp":
+        assert all(math.isfinite(value) for value in mine)
+    else:  # a piece was spoilt, and all ranks compute with it
+        assert all(value == "nan" for value in mine)
+        losses, wrong = replay(folder)
+        assert all(math.isnan(entry["language"]) for entry in losses)
+        assert "projector" in wrong

@@ -28,7 +28,25 @@ def test_exactly_the_named_part_trains(tiny_model: Callable[..., Any], part: str
     model, _ = tiny_model("llama", **EVERYTHING)
     set_trainable(model, {part: 1e-3})
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == set(parameters_by_part(model)[part])
+    own = set(parameters_by_part(model)[part])
+    assert trained <= own if part == "vision" else trained == own
+    assert trained
+
+
+@pytest.mark.parametrize(("layer", "blocks"), [(None, {"0", "1", "2"}), (-2, {"0", "1"})])
+def test_of_the_tower_what_is_read_trains(
+    tiny_model: Callable[..., Any], layer: int | None, blocks: set[str]
+) -> None:
+    """Not its head, and not the blocks after the layer that is read."""
+    model, _ = tiny_model("llama", vision_layer=layer)
+    set_trainable(model, {"vision": 1e-3})
+    trained = {name for name, p in model.vision_tower.named_parameters() if p.requires_grad}
+    mark = "transformer.resblocks."
+    assert {name.partition(mark)[2].split(".")[0] for name in trained if mark in name} == blocks
+    assert "visual.proj" not in trained
+    model.train()
+    model.encode_images(model.blank_picture(model.projector.input_scale)).sum().backward()
+    assert {n for n, p in model.vision_tower.named_parameters() if p.grad is not None} == trained
 
 
 def test_a_fresh_model_trains_its_adapters_only(tiny_model: Callable[..., Any]) -> None:

@@ -355,7 +355,7 @@ def test_variants_outside_their_folder_are_refused(tmp_path: Path) -> None:
 
 def test_every_recipe_that_ships_is_valid() -> None:
     configs = Path(__file__).resolve().parents[2] / "configs"
-    found = sorted(configs.rglob("*.yaml"))
+    found = sorted(set(configs.rglob("*.yaml")) - set((configs / "accelerate").iterdir()))
     assert found
     for path in found:
         load_recipe(path)

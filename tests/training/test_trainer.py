@@ -1,18 +1,13 @@
 """StageTrainer: what may not change the result (how a step is cut), and what must come back."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
@@ -22,8 +17,6 @@ from llava_mole.training.parts import part_of
 from llava_mole.training.resume import latest_checkpoint, mark_checkpoint
 from llava_mole.training.trainer import StageTrainer
 from tests.training.stage import RATES, stage, weights, write_pictures
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -162,39 +155,6 @@ def test_every_part_moves_at_its_own_rate_and_alone(
     assert {part_of(name) for name in changed} == {part}
     for name in changed:  # differences of float32 weights of about 1
         assert_close(moved[1][name], 2 * moved[0][name], rtol=1e-3, atol=1e-6)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def test_two_processes_train_like_one(
-    trained: Callable[..., StageTrainer], paths: dict[str, Path], tmp_path: Path
-) -> None:
-    alone = trained("alone", rows_per_step=4)
-    options = json.dumps(
-        {**{k: str(v) for k, v in paths.items()}, "rows_per_step": 2, "ddp_backend": "gloo"}
-    )
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.stage", str(tmp_path / "two"), options],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    assert_same_run(load_file(tmp_path / "two" / "weights.safetensors"), weights(alone))
-    logged = json.loads((tmp_path / "two" / "log.json").read_text())
-    # What is logged is of the whole step, not of the first rank's half.
-    for name in ("grad_norm", "loss_language", "loss_balance", "loss", "experts_en", "experts_tr"):
-        for found, expected in zip(logged, history(alone), strict=True):
-            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=2e-4), name
 
 
 # ---------------------------------------------------------------------- stop and go on
