@@ -4,9 +4,9 @@
         hub.repositories["org/name"] = {"main": {"config.json": b"{}"}}
         environment = {**os.environ, **hub.environment(cache)}
 
-Repositories are revision -> file -> content, data sets' named "datasets/org/name". `hub.gated`, `hub.created` and `hub.commits` say what
-is forbidden and what was sent. HF_ENDPOINT is read when huggingface_hub is imported, so its clients
-run as programs of their own (`hub.run`).
+Repositories are revision -> file -> content, data sets' named "datasets/org/name". `hub.gated`,
+`hub.created` and `hub.commits` say what is forbidden and what was sent. HF_ENDPOINT is read when
+huggingface_hub is imported, so its clients run as programs of their own (`hub.run`).
 """
 
 from __future__ import annotations
