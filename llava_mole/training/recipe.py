@@ -38,8 +38,8 @@ class SourceRecipe:
 
     path: str
     """LLaVA or messages JSON or JSONL, Parquet, a saved datasets folder (`DIR:split`), a TSV as
-    MMBench's, `DIR/dataset_info.json:NAME`, or `hub:org/name:split`
-    (`hub:org/name@REVISION:split`); see docs/data.md."""
+    MMBench's, `DIR/dataset_info.json:NAME`, or `hub:org/name:split`, with a branch, tag or commit
+    `hub:org/name@REVISION:split`; see docs/data.md."""
     name: str | None = None
     """In tables and messages; the file's name if empty. The order of its samples follows from
     it."""
