@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -375,8 +376,14 @@ def copy_licences(
         copied[name] = provenance.copy_licence_files(lying_in.get(name), target)
         part = provenance.part(facts[name])
         if not copied[name] and part.terms is not None and part.terms.needs_copy:
-            logger.warning(
-                "no copy of the %s lies beside %s: put one into %s/%s before passing the model on",
-                part.terms.name, part.name, licences.FOLDER, name,
-            )  # fmt: skip
+            ask_for_copy(part.terms.name, part.name, f"{licences.FOLDER}/{name}")
     return copied
+
+
+@cache
+def ask_for_copy(terms: str, part: str, place: str) -> None:
+    """Once a process, not at every checkpoint."""
+    logger.warning(
+        "no copy of the %s lies beside %s: put one into %s before passing the model on",
+        terms, part, place,
+    )  # fmt: skip

@@ -92,10 +92,11 @@ def record_stage(
         rows: of an optimizer step, all processes together.
         log: the run's log.jsonl; tells how many steps were really taken.
     """
+    solved = stage.kind == "warm_start" and stage.warm_start.method == "ridge"
     done = {
         "name": stage.name,
         "kind": stage.kind,
-        "steps": steps_taken(log, stage.name),
+        "steps": None if solved else steps_taken(log, stage),
         "rows": rows if stage.kind == "language" else None,
         "learning_rates": rates(stage),
     }
@@ -114,14 +115,14 @@ def rates(stage: StageRecipe) -> Mapping[str, float]:
     return {"projector": stage.warm_start.learning_rate} if by_gradient else {}
 
 
-def steps_taken(log: Path, stage: str) -> int | None:
-    """The last step that a stage logged; None where it logged none."""
+def steps_taken(log: Path, stage: StageRecipe) -> int | None:
+    """The last step that a stage logged; None where it logged none. A warm start counts from 0."""
     last = None
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:
             values = json.loads(line)
         except ValueError:
             continue  # the last line of a killed run
-        if values.get("stage") == stage and "step" in values:
-            last = max(last or 0, int(values["step"]))
+        if values.get("stage") == stage.name and "step" in values:
+            last = max(last or 0, int(values["step"]) + (stage.kind == "warm_start"))
     return last
