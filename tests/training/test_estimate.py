@@ -184,6 +184,7 @@ def test_operations_of_plain_layers_are_two_a_weight_and_token(tiny_parts: Any) 
     )
 
 
+@pytest.mark.slow
 def test_the_resident_size_of_a_process_grows_by_the_estimate(tiny_parts: Any) -> None:
     """Not by our own counting: the kernel's record of a process that runs two steps."""
     folder = str(tiny_parts.language_model("llama", **{**WIDE, "hidden_size": 256}))
@@ -214,7 +215,7 @@ def resident(folder: str, tower: str) -> None:
     step()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = Probes(recipe, stage).activations(rows, False, on_gpu=False, cast=False, tower=False)
-    print(after - before, round(sum(found.values())))
+    sys.stdout.write(f"{after - before} {round(sum(found.values()))}\n")
 
 
 def test_devices_are_those_of_the_data_sheets() -> None:

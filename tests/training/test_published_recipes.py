@@ -87,7 +87,8 @@ def test_the_first_line_is_the_command_and_the_next_say_what_was_checked(name: s
     assert re.match(
         rf"# (accelerate launch .*|llava-mole )train --config configs/{name}.yaml$", lines[0]
     )
-    assert "Checked: " in comment and "Not checked: " in comment
+    assert "Checked: " in comment
+    assert "Not checked: " in comment
     assert lines[0].removeprefix("# ") in section(name), "the page gives another command"
 
 
@@ -133,7 +134,7 @@ def test_two_steps_of_every_stage_in_miniature(name: str, tmp_path: Path) -> Non
 
 
 def test_pictures_that_are_padded_keep_what_a_crop_would_lose(tmp_path: Path) -> None:
-    """CLIP's own preprocessing cuts the ends off; padding is the mean colour, zero once normalised."""
+    """CLIP's own preprocessing cuts the ends off; padding is the mean colour: zero, normalised."""
     from PIL import Image
 
     from llava_mole.processing import LlavaMoleImageProcessor
