@@ -1,7 +1,7 @@
 """The published recipes in miniature: their own files, over parts of another width and depth.
 
-Families, templates, placeholders, the number of visual tokens and the stages stay as the recipe has
-them. Towers keep their pictures' and patches' size, so a picture is as many tokens as published.
+Families, templates, placeholders, the number of visual tokens and the stages stay as the recipe
+has them. Towers keep their pictures' and patches' size: a picture is as many tokens as published.
 """
 
 from __future__ import annotations

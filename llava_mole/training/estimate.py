@@ -403,9 +403,7 @@ class Probes:
                         inputs["places"].unsqueeze(-1), visual.to(embeds.dtype)
                     )
                 decoder = decoder_of(model.language_model)
-                out = decoder(
-                    inputs_embeds=embeds, position_ids=inputs["positions"], use_cache=False
-                )
+                out = decoder(inputs_embeds=embeds, use_cache=False)
                 hidden = out.last_hidden_state
                 chosen = hidden.reshape(-1, hidden.shape[-1])[:wanted]
                 del out, hidden, embeds, visual
@@ -436,7 +434,6 @@ class Probes:
         return features, {
             "input_ids": torch.zeros(shape, dtype=torch.long),
             "places": torch.zeros(shape, dtype=torch.bool),
-            "positions": torch.zeros(shape, dtype=torch.long),
             "question_ids": torch.zeros(images, rows.question, dtype=torch.long),
             "question_mask": torch.ones(images, rows.question, dtype=torch.bool),
         }

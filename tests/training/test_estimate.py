@@ -77,10 +77,13 @@ def one_step(recipe: Recipe, stage: StageRecipe, rows: Rows) -> Any:
     ids[:, 1 : 1 + picture] = processor.image_token_id
     labels = torch.full_like(ids, -100)
     labels[:, -rows.supervised :] = ids[:, -rows.supervised :]
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0  # as in nearly every batch; sdpa then gets a mask in place of its causal flag
     vision = model.config.vision_part
     inputs: dict[str, Any] = {
         "input_ids": ids,
         "labels": labels,
+        "attention_mask": mask,
         "image_features": torch.randn(rows.rows, 1 + vision.num_patches, vision.width),
     }
     if model.parrot is not None:
@@ -103,8 +106,9 @@ def test_activations_are_those_of_a_real_step(case: str, tiny_parts: Any) -> Non
         step()
     probes = Probes(recipe, stage)
     found = probes.activations(ROWS, bool(stage.training), on_gpu=False, cast=False, tower=False)
-    # Left out are ids, masks, and the loss's own rows; layers beyond the third are extrapolated.
-    assert sum(found.values()) == pytest.approx(alive.peak, rel=0.08), (found, alive.peak)
+    # Measured differences: 0.3 to 2.5 %, in bfloat16 9 %. Left out are ids and the loss's own rows;
+    # layers beyond the third are extrapolated.
+    assert sum(found.values()) == pytest.approx(alive.peak, rel=0.1), (found, alive.peak)
 
 
 def test_weights_gradients_and_optimizer_state_are_exact(tiny_parts: Any) -> None:
@@ -161,7 +165,7 @@ def test_a_base_in_four_bits_weighs_its_linears_at_half_a_byte(tiny_parts: Any) 
 
 def test_operations_of_plain_layers_are_two_a_weight_and_token(tiny_parts: Any) -> None:
     """Frozen weights: forward, and the gradient of the input; trained ones a third time."""
-    recipe, stage = recipe_of(tiny_parts, "projector")
+    recipe, stage = recipe_of(tiny_parts, "projector", experts=None, lora=None)
     stage.training = {}
     probes = Probes(recipe, stage)
     found = probes.flops(ROWS, False, tower=False)
@@ -180,6 +184,7 @@ def test_operations_of_plain_layers_are_two_a_weight_and_token(tiny_parts: Any) 
     )
 
 
+@pytest.mark.slow
 def test_the_resident_size_of_a_process_grows_by_the_estimate(tiny_parts: Any) -> None:
     """Not by our own counting: the kernel's record of a process that runs two steps."""
     folder = str(tiny_parts.language_model("llama", **{**WIDE, "hidden_size": 256}))
@@ -210,6 +215,7 @@ def resident(folder: str, tower: str) -> None:
     step()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = Probes(recipe, stage).activations(rows, False, on_gpu=False, cast=False, tower=False)
+    sys.stdout.write(f"{after - before} {round(sum(found.values()))}\n")
 
 
 def test_devices_are_those_of_the_data_sheets() -> None:

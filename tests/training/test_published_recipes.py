@@ -134,7 +134,7 @@ def test_two_steps_of_every_stage_in_miniature(name: str, tmp_path: Path) -> Non
 
 
 def test_pictures_that_are_padded_keep_what_a_crop_would_lose(tmp_path: Path) -> None:
-    """CLIP's own preprocessing cuts the ends off; padding is the mean colour, zero in the end."""
+    """CLIP's own preprocessing cuts the ends off; padding is the mean colour: zero, normalised."""
     from PIL import Image
 
     from llava_mole.processing import LlavaMoleImageProcessor

@@ -258,6 +258,14 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_recipe(broken)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+SHIPPED = [
+    path
+    for path in sorted(CONFIGS.glob("*.yaml"))
+    # Starts from a folder that a user makes; test_published_recipes.py makes one.
+    if path.stem != "llava-mole-7b-from-llava-1.5"
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_recipe_that_ships_is_valid(path: Path) -> None:
     assert load_recipe(path).stages
