@@ -46,7 +46,7 @@ class MixtureRows(Dataset[Row]):
         seed: of questions, drawings and lengths' order.
         variants: other drawings of a picture, any of which a row may show in its place.
         variant_share: share of rows that do.
-        batch: rows of a micro-batch, of all workers together.
+        batch: rows of a micro-batch, of all processes together.
         window: micro-batches among which rows of like length are put together; 1: the planned
             order.
         length: row -> tokens, for the window's order; None: of its longest conversation.

@@ -365,7 +365,7 @@ def stage_rows(
     Args:
         processor: None: rows are looked at, not encoded.
         rows: how many; None: one pass.
-        batch: rows of a micro-batch, of all workers together.
+        batch: rows of a micro-batch, of all processes together.
         collator: tells how long a row is; without it rows keep the planned order.
     """
     weights = data.recipe.kind_weights if stage.kind_weights is None else stage.kind_weights

@@ -313,7 +313,7 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     ("max_steps", (), ("stages.N.steps",), "of each stage",
      lambda v: {"stages.0.steps": v} if isinstance(v, int) and v > 0 else {}),
     ("per_device_train_batch_size", (), ("stages.N.pictures_per_step",),
-     "rows of a micro-batch, of all workers together (under torchrun: of each process)",
+     "rows of a micro-batch, of all processes together",
      same("stages.0.pictures_per_step")),
     ("micro_batch_size", (A,), ("stages.N.pictures_per_step",), "rows of a micro-batch",
      same("stages.0.pictures_per_step")),

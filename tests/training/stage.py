@@ -2,13 +2,15 @@
 
     python -m tests.training.stage OUT '{"language_model": …, "runs": {"name": {…}, …}}'
 
-trains each run on the same parts and writes OUT/NAME/weights.safetensors, log.json and model/.
+trains each run on the same parts, or goes on with one ("resume": true, or another run's checkpoint:
+"NAME/checkpoint-2"), and writes OUT/NAME/weights.safetensors, log.json and model/.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,8 @@ def main(out: str, options: str) -> None:
         trainer = stage(folder, **{**paths, **own}, **run)
         if poison:
             trainer.add_callback(Poison(trainer, **poison))
+        if isinstance(resume, str) and ranks.is_main():
+            shutil.copytree(Path(out) / resume, folder / Path(resume).name)
         found = ranks.from_main(latest_checkpoint(folder)) if resume else None
         trainer.train(resume_from_checkpoint=str(found) if found else None)
         pieces = {

@@ -254,14 +254,17 @@ def test_a_dry_run_shows_what_is_held_out(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fsdp", ["false", "true"])
 def test_two_workers_find_the_same_losses_to_the_bit(
-    recipe_file: Path, held_out_file: Path, tmp_path: Path
+    fsdp: str, recipe_file: Path, held_out_file: Path, tmp_path: Path
 ) -> None:
+    """Also where the model lies in pieces, one of them with pictures while the other has none."""
     path = with_held_out(recipe_file, held_out_file, save_strategy="no", eval_on_start=True)
     found = []
     for workers in (1, 2):
         out = tmp_path / str(workers)
         options = [f"workers={workers}", f"output_dir={out}", "stages.instruct.steps=1"]
+        options.append(f"training.fsdp={fsdp}")
         assert main(["train", "--config", str(path), *options]) == 0
         (first, *_) = (line for line in lines(out) if "eval_loss" in line)
         found.append({k: v for k, v in first.items() if k != "eval_seconds"})

@@ -18,6 +18,8 @@ from torch.testing import assert_close
 
 from llava_mole import LlavaMoleForConditionalGeneration
 from llava_mole.errors import CheckpointError
+from llava_mole.training.log import gathered
+from llava_mole.training.resume import mark_checkpoint, read_mark
 from llava_mole.training.trainer import StageTrainer
 from tests.training.processes import together
 from tests.training.stage import RATES, stage, weights, write_pictures
@@ -29,6 +31,7 @@ MIXED: dict[str, Any] = {"texts": 3, "parrot": True, "rates": ALL}
 # An epsilon of AdamW at which a gradient's last bits do not decide on a step.
 ADAM = {"optim": "adamw_torch", "adam_epsilon": 1e-2}
 RESUMED = {**MIXED, **ADAM, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+DROPOUT: dict[str, Any] = {**RESUMED, "dropout": 0.3}
 FSDP: dict[str, Any] = {"fsdp": True}
 CUT = {"rows_per_step": 1, "gradient_accumulation_steps": 2}
 RECOMPUTED = {
@@ -52,6 +55,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "fsdp-first": {**RESUMED, **FSDP},
     "ddp-second": {**RESUMED, "resume": True},
     "fsdp-second": {**RESUMED, **FSDP, "resume": True},
+    "ddp-unbroken": DROPOUT,
+    "fsdp-unbroken": {**DROPOUT, **FSDP},
+    "ddp-broken": {**DROPOUT, "resume": "ddp-unbroken/checkpoint-2"},
+    "fsdp-broken": {**DROPOUT, **FSDP, "resume": "fsdp-unbroken/checkpoint-2"},
 }
 ALONE: dict[str, dict[str, Any]] = {
     "ddp": MIXED,
@@ -127,7 +134,7 @@ def one(
 
 
 def history(trainer: StageTrainer) -> list[dict[str, Any]]:
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [gathered(entry) for entry in trainer.state.log_history if "loss" in entry]
 
 
 EXACT = [name for name in ALONE if "bfloat16" not in name]
@@ -221,13 +228,35 @@ def test_one_process_goes_on_where_two_stopped(
         assert_close(value, expected[key], rtol=1e-4, atol=3e-6, msg=lambda m, k=key: f"{k}: {m}")
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_run_that_was_broken_off_ends_as_the_unbroken_one_to_the_bit(
+    engine: str, two: Path
+) -> None:
+    """With dropout and momentum, by as many processes: each has its own random state back."""
+    expected = load_file(two / f"{engine}-unbroken" / "weights.safetensors")
+    found = load_file(two / f"{engine}-broken" / "weights.safetensors")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+    log, rest = (
+        json.loads((two / f"{engine}-{name}" / "log.json").read_text())
+        for name in ("unbroken", "broken")
+    )
+    losses = [{k: v for k, v in entry.items() if "loss" in k} for entry in log]
+    assert [{k: v for k, v in entry.items() if "loss" in k} for entry in rest] == losses
+
+
 def test_a_checkpoint_without_an_optimizer_is_no_place_to_go_on_from(
     paths: dict[str, Path], one: dict[str, StageTrainer], tmp_path: Path
 ) -> None:
     """As DeepSpeed leaves it. Going on with a fresh optimizer would be another run."""
     begun = Path(one["ddp-first"].args.output_dir) / "checkpoint-2"
     shutil.copytree(begun, tmp_path / "checkpoint-2")
+    mark = read_mark(begun)
     (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    (tmp_path / "checkpoint-2" / "stage.json").unlink()
+    del mark["files"]
+    mark_checkpoint(tmp_path / "checkpoint-2", mark)
     trainer = stage(tmp_path, **paths, **RESUMED)
     with pytest.raises(CheckpointError, match=r"has no optimizer\.pt.*the engine that began"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
