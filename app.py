@@ -2,11 +2,14 @@
 `llava_mole.serving.chat`.
 
     python app.py --model runs/quickstart/model
+
+The same process answers programs: OpenAI's chat completions under /v1 (docs/serving.md).
 """
 
 import argparse
 import html
 import logging
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +17,15 @@ from typing import Any
 
 try:
     import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
 except ImportError:
     sys.exit('app.py needs Gradio: run `make demo`, or pip install -e ".[starter,demo]"')
 
 from llava_mole.errors import CheckpointError
 from llava_mole.serving.chat import PLACEHOLDER, ChatEngine
 from llava_mole.serving.generation import QueueFullError
+from llava_mole.serving.openai_api import make_api
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +138,37 @@ def example_pictures(folder: Path, count: int = 8) -> list[Path]:
     return found[:: max(1, len(found) // count)][:count]
 
 
+def with_api(engine: ChatEngine, page: gr.Blocks, *, name: str) -> FastAPI:
+    """The page and OpenAI's API in one application, over one queue."""
+    return gr.mount_gradio_app(
+        make_api(engine, name=name),
+        page,
+        path="/",
+        # The theme's own fonts would be downloaded.
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        css=CSS,
+        show_error=True,
+        max_file_size="32mb",
+    )
+
+
+def free_port(host: str, first: int = 7860, tries: int = 100) -> int:
+    """The first port from `first` that nobody listens on.
+
+    Raises:
+        OSError: none.
+    """
+    for port in range(first, first + tries):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port from {first} to {first + tries - 1}; name one with --port")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Load the model and serve the page until interrupted."""
     parser = argparse.ArgumentParser(description="Chat about a picture in the browser.")
@@ -151,15 +188,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     pictures = options.pictures or options.model.parent / "data" / "images"
-    app = build_app(engine, title=f"`{options.model}`", pictures=example_pictures(pictures))
-    # show_error: the page shows an error's own words. The theme's own fonts would be downloaded.
-    app.launch(
-        server_name=options.host,
-        server_port=options.port,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        css=CSS,
-        show_error=True,
-    )
+    page = build_app(engine, title=f"`{options.model}`", pictures=example_pictures(pictures))
+    app = with_api(engine, page, name=options.model.resolve().parent.name)
+    try:
+        port = options.port or free_port(options.host)
+    except OSError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    address = f"http://{'localhost' if options.host == '127.0.0.1' else options.host}:{port}"
+    print(f"page: {address}\nfor programs: {address}/v1   (Ctrl-C ends it)", flush=True)
+    uvicorn.run(app, host=options.host, port=port, log_level="warning")
+    engine.close()
     return 0
 
 

@@ -188,9 +188,17 @@ def _no_room_message(folder: Path, needed: int, found: str) -> str:
 
 
 def sync(folder: Path) -> None:
+    """Bring all of it to the disk, readable for whoever the user's umask lets: safetensors writes
+    files that only their owner can read."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    probe.touch()
+    usual = probe.stat().st_mode & 0o666
+    probe.unlink()
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             continue
+        if path.is_file() and path.stat().st_mode & usual != usual:
+            path.chmod(path.stat().st_mode | usual)
         if path.is_dir():
             _sync_directory(path)
         else:

@@ -1,11 +1,16 @@
 """The demo, launched for real on this machine and spoken to as a browser does."""
 
 import itertools
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
+import httpx
+import openai
 import pytest
+import uvicorn
 from gradio_client import Client, handle_file
 from PIL import Image
 
@@ -105,3 +110,26 @@ def test_missing_model_says_which_command_to_run(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "make quickstart" in printed.err
+
+
+def test_page_and_api_share_a_process(engine: ChatEngine, picture: Path) -> None:
+    page = demo.build_app(engine, title="test", pictures=[picture])
+    app = demo.with_api(engine, page, name="mine")
+    port = demo.free_port("127.0.0.1", 17860)
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    address = f"http://127.0.0.1:{port}"
+    assert "gradio" in httpx.get(address, timeout=60).text
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["mine"]
+    said = client.chat.completions.create(
+        model="mine", messages=[{"role": "user", "content": "Hello"}], max_tokens=4
+    )
+    hello = [{"role": "user", "content": "Hello"}]
+    assert said.choices[0].message.content == engine.answer(hello, max_new_tokens=4)
+    assert demo.free_port("127.0.0.1", port) != port
+    server.should_exit = True
+    thread.join(30)

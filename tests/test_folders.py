@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from llava_mole.errors import CheckpointError
 from llava_mole.folders import build_folder, file_hashes, find_damage, replacing_folder
@@ -127,3 +129,13 @@ def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path: Path) -> N
     assert looks > 100
     assert (final / "second").read_text() == "99"
     assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_files_are_as_readable_as_others_that_the_user_makes(tmp_path: Path) -> None:
+    """safetensors writes files that nobody but their owner can read."""
+    with replacing_folder(tmp_path / "x") as building:
+        save_file({"a": torch.zeros(1)}, building / "a.safetensors")
+    (tmp_path / "plain").touch()
+    usual = (tmp_path / "plain").stat().st_mode & 0o777
+    assert (tmp_path / "x" / "a.safetensors").stat().st_mode & 0o777 == usual

@@ -132,9 +132,16 @@ def test_processes_share_the_batches_and_the_report_is_the_same(
     tiny_model_dir, whole, tmp_path, processes
 ):
     data, expected = whole
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    # (--cpu would start one process, whatever the number.)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", str(random.randint(20000, 40000))]
+    probe = tmp_path / "probe.py"
+    probe.write_text("import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'])")
+    started = subprocess.run(
+        [sys.executable, *launch, str(probe)], capture_output=True, text=True, timeout=240
+    )
+    assert sorted(started.stdout.split("\n")[:-1]) == [f"{n} {processes}" for n in range(processes)]
     run(tiny_model_dir, data, tmp_path / "out", launch=launch)
     same(tmp_path / "out", expected)
 
