@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,14 @@ from llava_mole.training.recipe import Recipe
 from llava_mole.training.run import run_recipe
 from llava_mole.training.schema import load_recipe
 from tests import published
+from tests.training.processes import environment, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "published-recipes.md").read_text(encoding="utf-8")
 STARTED = "llava-mole-7b-from-llava-1.5"
 NAMES = [
     path.stem for path in sorted((ROOT / "configs").glob("*.yaml"))
-    if not path.stem.startswith("starter") and path.stem != STARTED
+    if not path.stem.startswith(("starter", "own-data")) and path.stem != STARTED
 ]  # fmt: skip
 TOKENS = {"ViT-L-14-336-quickgelu": (336 // 14) ** 2, "ViT-SO400M-16-SigLIP2-384": (384 // 16) ** 2}
 
@@ -131,6 +135,33 @@ def test_two_steps_of_every_stage_in_miniature(name: str, tmp_path: Path) -> Non
     for ours, theirs in zip(small.stages, recipe.stages, strict=True):
         assert ours.learning_rates == theirs.learning_rates
         assert ours.training == theirs.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "engine"), [("llava-mole-7b", "ddp"), ("parrot-7b", "fsdp2")])
+def test_two_steps_as_the_first_line_launches_them(name: str, engine: str, tmp_path: Path) -> None:
+    """Its own accelerate config, on two CPU processes."""
+    path = ROOT / f"configs/{name}.yaml"
+    words = shlex.split(path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "))
+    launch = words[words.index("launch") + 1 : words.index("-m")]
+    assert f"configs/accelerate/{engine}.yaml" in launch
+    data = published.write_data(tmp_path / "data")
+    changes = published.overrides(load_recipe(path), tmp_path, data)
+    run = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", *launch, "--num_processes", "2",
+            "--main_process_port", str(free_port()), "-m", "llava_mole.cli", "train",
+            "--config", str(path), *changes,
+        ],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
+    log = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [json.loads(line) for line in log]
+    for stage in load_recipe(path).stages:
+        steps = [line["step"] for line in lines if line["stage"] == stage.name and "loss" in line]
+        assert steps == [1, 2]
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
 def test_pictures_that_are_padded_keep_what_a_crop_would_lose(tmp_path: Path) -> None:
