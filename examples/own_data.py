@@ -5,7 +5,7 @@
     datasets/mine/pictures/    20 drawings: five colours by four shapes
     datasets/mine/train.json   16 of them, LLaVA's layout: one conversation each
     datasets/mine/held_out.json   the other 4, the same way: scored while training, never trained on
-    datasets/mine/test.tsv     the same 4 as lettered questions, in MMBench's columns
+    datasets/mine/test_en.tsv  the same 4 as lettered questions, in MMBench's columns
 
 To try the commands of the README on; put your own files in their place.
 """
@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
     for name, part in parts.items():
         lines = [json.dumps(conversation(*pair)) for pair in part]
         (folder / f"{name}.json").write_text("[" + ",\n ".join(lines) + "]\n", encoding="utf-8")
-    with (folder / "test.tsv").open("w", encoding="utf-8", newline="") as file:
+    with (folder / "test_en.tsv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t")
         rows.writerow(["index", "question", *"ABCD", "answer", "category", "image"])
         for number, (colour, shape) in enumerate(parts["held_out"]):
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
             answer = "ABCD"[SHAPES.index(shape)]
             picture = base64.b64encode(content).decode()
             rows.writerow([number, "Which shape is this?", *SHAPES, answer, "shape", picture])
-    print(f"{len(parts['train'])} samples in {folder}/train.json, 4 held out, 4 in test.tsv")
+    print(f"{len(parts['train'])} samples in {folder}/train.json, 4 held out, 4 in test_en.tsv")
 
 
 if __name__ == "__main__":

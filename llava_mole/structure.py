@@ -20,6 +20,7 @@ from llava_mole.building import ModelRecipe, from_anywhere
 from llava_mole.configuration import LlavaMoleConfig, VisionConfig
 from llava_mole.errors import ConfigError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
+from llava_mole.starting import read_start
 from llava_mole.vision import VisionTower, build_structure, plan_vision
 
 LLAMA_7B = {
@@ -82,11 +83,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def text_config_of(recipe: ModelRecipe) -> PreTrainedConfig:
-    """The language model's config: of a local folder, of the table above, or from the hub.
+    """The language model's config: of the folder that is started from, of a local folder, of the
+    table above, or from the hub.
 
     Raises:
         ConfigError: there is none.
     """
+    if recipe.start_from is not None:
+        return read_start(recipe.start_from).text_config
     name = recipe.language_model
     folder = checkpoint.locate(name) if name == "starter" else Path(name)
     if (folder / "config.json").is_file():
@@ -108,6 +112,8 @@ def text_config_of(recipe: ModelRecipe) -> PreTrainedConfig:
 
 def vision_of(recipe: ModelRecipe) -> VisionConfig:
     """The tower's config, its width and number of patches worked out."""
+    if recipe.start_from is not None:
+        return read_start(recipe.start_from).vision_part
     return plan_vision(
         from_anywhere(recipe.vision_model, "local-dir:"),
         recipe.vision_pretrained,

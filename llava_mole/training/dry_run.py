@@ -58,7 +58,7 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         print_estimate(recipe, console)
         raise
     console.rule("mixture")
-    means: dict[str, tuple[float, float]] = {}
+    means: dict[str, tuple[float, float, int | None]] = {}
     for data in {id(one): one for one in read}.values():
         data.leave_out_long(processor, model.config.text_config.max_position_embeddings)
     for stage, data in zip(recipe.stages, read, strict=True):
@@ -85,13 +85,17 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     print_sample(read[-1], processor, model, console, steered=steered)
 
 
-def mean_lengths(report: MixReport) -> tuple[float, float]:
-    """Tokens of a sample, and supervised ones, over what the plan draws."""
+def mean_lengths(report: MixReport) -> tuple[float, float, int | None]:
+    """Tokens of a sample, and supervised ones, over what the plan draws; of the longest, where all
+    were measured."""
+    longest = [source.longest for source in report.sources]
+    known = [length for length in longest if length is not None]
     drawn = sum(source.drawn for source in report.sources)
     return (
         sum((source.tokens_per_sample or 0) * source.drawn for source in report.sources) / drawn,
         sum((source.supervised_per_sample or 0) * source.drawn for source in report.sources)
         / drawn,
+        max(known) if len(known) == len(longest) else None,
     )
 
 

@@ -38,20 +38,21 @@ def micro_batch(
 
 
 def estimates(
-    recipe: Recipe, stage: StageRecipe, mean: tuple[float, float] | None = None
+    recipe: Recipe, stage: StageRecipe, mean: tuple[float, float, int | None] | None = None
 ) -> list[tuple[str, Estimate]]:
     """The stage on one device and on eight, (label, estimate).
 
     Args:
-        mean: tokens of a sample, visual ones included, and supervised ones; None: `TEXT`.
+        mean: tokens of a sample, visual ones included, supervised ones, and those of the longest
+            (None: not known); None: `TEXT`.
     """
     probes = Probes(recipe, stage)
     picture = probes.vision.tokens_per_image
-    tokens, supervised = mean or (picture + TEXT[0], TEXT[1])
+    tokens, supervised, seen = mean or (picture + TEXT[0], TEXT[1], None)
     bound = min(
         int(probes.text.max_position_embeddings), recipe.data_of(stage).max_length or LONGEST
     )
-    longest = max(bound, round(tokens))
+    longest = seen or max(bound, round(tokens))
     found = []
     for processes, sharding in SETTINGS:
         made = estimate_stage(
@@ -68,12 +69,14 @@ def estimates(
 
 
 def print_estimate(
-    recipe: Recipe, console: Console, means: Mapping[str, tuple[float, float]] | None = None
+    recipe: Recipe,
+    console: Console,
+    means: Mapping[str, tuple[float, float, int | None]] | None = None,
 ) -> None:
     """Every language stage: memory of a device by component, its peak, seconds of a step.
 
     Args:
-        means: stage -> tokens of a sample and supervised ones, where the data were looked at.
+        means: stage -> see `estimates`, where the data were looked at.
     """
     console.rule("memory and time, worked out on paper")
     for stage in recipe.stages:

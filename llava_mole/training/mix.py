@@ -70,6 +70,8 @@ class SourceMix:
     """The repeat limit keeps it below its share."""
     tokens_per_sample: float | None = None
     supervised_per_sample: float | None = None
+    longest: int | None = None
+    """Tokens of the longest sample, where all were measured."""
 
 
 @dataclass
@@ -171,8 +173,9 @@ def mix_report(
             )
         )
         if processor is not None and len(pool.records):
-            tokens, supervised = measured(pool, processor)
+            tokens, supervised, longest = measured(pool, processor)
             sources[-1].tokens_per_sample, sources[-1].supervised_per_sample = tokens, supervised
+            sources[-1].longest = longest if len(pool.records) <= MEASURED else None
     report = MixReport(len(rows), mixture.rows, total, sources)
     for plural in GROUPS:
         report.shares[plural] = shares_by(plural, pools, mixture.requested, times, total)
@@ -213,13 +216,14 @@ def shares_by(
     return {name: (asked[name], given[name]) for name in there}
 
 
-def measured(pool: Pool, processor: LlavaMoleProcessor) -> tuple[float, float]:
-    """Mean tokens, and supervised ones, of samples spread over the source."""
+def measured(pool: Pool, processor: LlavaMoleProcessor) -> tuple[float, float, int]:
+    """Mean tokens, and supervised ones, of samples spread over the source; of the longest."""
     places = np.unique(np.linspace(0, len(pool.records) - 1, MEASURED).astype(np.int64))
     numbers = np.sort(pool.records[places])
     encoded = [encode_sample(processor, pool.source[int(number)]) for number in numbers]
     lengths = [len(item.input_ids) for item in encoded]
-    return float(np.mean(lengths)), float(np.mean([item.supervised for item in encoded]))
+    supervised = float(np.mean([item.supervised for item in encoded]))
+    return float(np.mean(lengths)), supervised, max(lengths)
 
 
 # --- to look at -----------------------------------------------------------------------------------
