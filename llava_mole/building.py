@@ -73,7 +73,8 @@ class ModelRecipe:
     image_token: str | None = None
     """A token that text never holds; found by itself, see placeholder.py."""
     dtype: str = "bfloat16"
-    """Of the language model. Adapters, projector and routers are float32 and compute in this."""
+    """Of the language model, and of plain LoRA on it (float32 on a float16 base). Experts, routers,
+    projector and Parrot are float32 and compute in this."""
     vision_dtype: str = "float32"
     """Of the tower."""
     attn_implementation: str = field(default="sdpa", metadata={"choices": ATTENTIONS})

@@ -27,6 +27,7 @@ from peft import (
     get_peft_model_state_dict,
     inject_adapter_in_model,
 )
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -156,7 +157,8 @@ def load_language_model(
 
 
 def add_lora(language_model: PreTrainedModel, options: dict[str, Any]) -> None:
-    """Put PEFT's LoRA on the language model, in place.
+    """Put PEFT's LoRA on the language model, in place and in its dtype; on a float16 base in
+    float32, for float16 gradients cannot be unscaled.
 
     Raises:
         ConfigError: PEFT refuses the options.
@@ -165,6 +167,8 @@ def add_lora(language_model: PreTrainedModel, options: dict[str, Any]) -> None:
         inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **options), language_model)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"lora: {error}") from error
+    if language_model.dtype == torch.float16:
+        cast_adapter_dtype(language_model, "default")
 
 
 def lora_config(language_model: PreTrainedModel, options: dict[str, Any], base: str) -> LoraConfig:

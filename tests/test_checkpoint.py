@@ -505,3 +505,14 @@ def test_experts_on_the_linears_of_a_plain_lora_are_saved_apart_from_it(
     again = LlavaMoleForConditionalGeneration.from_pretrained(tmp_path / "model")
     ids = torch.tensor([[1, 20, 30, 40]])
     assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float32)],
+)
+def test_plain_lora_has_the_dtype_of_its_base_but_for_float16(tiny_model, dtype, expected):
+    """Gradients in float16 cannot be unscaled."""
+    model, _ = tiny_model("llama", lora=True, dtype=dtype)
+    found = {p.dtype for name, p in model.named_parameters() if ".lora_" in name}
+    assert found == {expected}
