@@ -91,7 +91,7 @@ def on(key: str, value: Any) -> Put:
 
 
 LORA = "model.lora"
-NO_TEMPLATE = "names of llava_mole/templates.py, or tokenizer for the tokenizer's own"
+NO_TEMPLATE = "names are in docs/templates.md; tokenizer is the tokenizer's own"
 PLAN = "the planner mixes by `weight`, `temperature` and `length`"
 NO_CUT = "nothing is cut; data.too_long: drop leaves longer samples out and lists them"
 READ = "images and tokens are made as they are needed; nothing is preprocessed ahead"
