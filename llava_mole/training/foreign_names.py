@@ -413,7 +413,7 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     ("fp16_opt_level", (T,), ("model.dtype",), "apex is gone", None),
     ("fp16_backend", (T,), ("model.dtype",), "apex is gone", None),
     ("half_precision_backend", (T,), ("model.dtype",), "apex is gone", None),
-    ("overwrite_output_dir", (T, F), (), "`llava-mole train --no-resume` starts anew", None),
+    ("overwrite_output_dir", (T, F), (), "`llava-mole train --config FILE --no-resume` starts anew", None),
     ("auto_resume_from_checkpoints", (A,), (), "a run that was stopped goes on by itself", None),
     ("logging_dir", (T, S), ("output_dir",),
      "OUT/log.jsonl; TensorBoard's folder is TENSORBOARD_LOGGING_DIR", None),
