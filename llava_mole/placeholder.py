@@ -13,8 +13,7 @@ language model's own weights, so, in this order:
 
 from __future__ import annotations
 
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llava_mole.errors import ConfigError
 

@@ -83,7 +83,7 @@ def test_every_package_is_listed() -> None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     declared = {import_name(r) for r in PROJECT["project"]["dependencies"]}
-    for extra in ("starter", "eval", "quantization", "deepspeed"):
+    for extra in ("starter", "demo", "eval", "quantization", "deepspeed"):
         declared |= {import_name(r) for r in PROJECT["project"]["optional-dependencies"][extra]}
     for path in SOURCES:
         third_party = {name.split(".")[0] for name in imports(path)} - {"llava_mole", "__future__"}

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merge-lora", action="store_true", help="with --export: add plain LoRA to the weights"
     )
-    parser.add_argument("--chat-template", help="name from llava_mole/templates.py, or tokenizer")
+    parser.add_argument("--chat-template", help="a name of docs/templates.md, or tokenizer")
     parser.add_argument("--image-token", help="token that pictures stand at (default: found)")
     parser.add_argument(
         "--image-aspect-ratio", choices=ASPECTS,

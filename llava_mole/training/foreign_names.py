@@ -91,7 +91,7 @@ def on(key: str, value: Any) -> Put:
 
 
 LORA = "model.lora"
-NO_TEMPLATE = "names of llava_mole/templates.py, or tokenizer for the tokenizer's own"
+NO_TEMPLATE = "names are in docs/templates.md; tokenizer is the tokenizer's own"
 PLAN = "the planner mixes by `weight`, `temperature` and `length`"
 NO_CUT = "nothing is cut; data.too_long: drop leaves longer samples out and lists them"
 READ = "images and tokens are made as they are needed; nothing is preprocessed ahead"
@@ -413,7 +413,8 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     ("fp16_opt_level", (T,), ("model.dtype",), "apex is gone", None),
     ("fp16_backend", (T,), ("model.dtype",), "apex is gone", None),
     ("half_precision_backend", (T,), ("model.dtype",), "apex is gone", None),
-    ("overwrite_output_dir", (T, F), (), "`llava-mole train --no-resume` starts anew", None),
+    ("overwrite_output_dir", (T, F), (),
+     "`llava-mole train --config FILE --no-resume` starts anew", None),
     ("auto_resume_from_checkpoints", (A,), (), "a run that was stopped goes on by itself", None),
     ("logging_dir", (T, S), ("output_dir",),
      "OUT/log.jsonl; TensorBoard's folder is TENSORBOARD_LOGGING_DIR", None),

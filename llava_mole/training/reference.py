@@ -82,8 +82,8 @@ FOREIGN = """
 ## What other programs call it
 
 A recipe that holds one of these names is answered with this table's line, and a whole file of
-LLaMA-Factory, ms-swift, Axolotl or LLaVA (its shell script too), given to `llava-mole train
---config`, with all of its lines and a sketch of the recipe.
+LLaMA-Factory, ms-swift, Axolotl or LLaVA (its shell script too), given to
+`llava-mole train --config FILE`, with all of its lines and a sketch of the recipe.
 
 | name | whose | here |
 |---|---|---|

@@ -162,8 +162,8 @@ def test_two_processes_train_what_one_trains(
 def test_in_bfloat16_pieces_stay_as_near_to_float32_as_one_process_does(
     name: str, two: Path, one: dict[str, StageTrainer]
 ) -> None:
-    """bfloat16 has 8 bits and a top-1 choice is made on them: two runs in another order differ by a
-    tenth to three tenths of what they moved, as the tiny model's random weights have it. So both are
+    """bfloat16 has 8 bits and a top-1 choice is made on them: two runs in another order differ by
+    one to three tenths of what they moved, as the tiny model's random weights have it. So both are
     held against what float32 moved, all weights together; gradients of half or twice the size would
     be further away than 0.4."""
     start = load_file(Path(one["fsdp"].args.output_dir) / "start.safetensors")
