@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = environment.first_word(words)
     if first == "env":
         return environment_command.main([word for word in words if word != "env"])
-    args = build_parser(only=first).parse_args(as_overrides(words))
+    args = build_parser(only=first or "").parse_args(as_overrides(words))
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
