@@ -15,7 +15,7 @@ import numpy as np
 
 from llava_mole import quantization, starting
 from llava_mole.attention import mask_problem
-from llava_mole.building import ModelRecipe
+from llava_mole.building import DEFAULT_TEMPLATE, ModelRecipe
 from llava_mole.data.shares import PlannedSource, mixture_problems
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.nearest import nearest
@@ -34,8 +34,11 @@ from llava_mole.training.recipe import (
 
 
 def inherit(recipe: Recipe) -> list[str]:
-    """Put the adapters of the folder that a recipe starts from into it; or how the two clash."""
+    """Put the adapters of the folder that a recipe starts from into it, or the default chat
+    template where it names its parts; or how recipe and folder clash."""
     if recipe.model.start_from is None:
+        if recipe.model.chat_template is None:
+            recipe.model.chat_template = DEFAULT_TEMPLATE
         return []
     try:
         config = starting.read_start(recipe.model.start_from)
@@ -76,7 +79,7 @@ def cross_checks(recipe: Recipe) -> list[str]:
     problems += check_held_out(recipe)
     if recipe.model.quantization is not None:
         problems += quantization.problems(recipe.model.quantization)
-    template = recipe.model.chat_template
+    template = recipe.model.chat_template or DEFAULT_TEMPLATE
     problem = None if template == "tokenizer" else name_problem(template)
     if problem is not None and template.endswith(".jinja"):
         missing = f"chat_template={template!r}: no such file (from {Path.cwd()})"
