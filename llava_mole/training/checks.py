@@ -56,6 +56,34 @@ def inherit(recipe: Recipe) -> list[str]:
     return problems
 
 
+def check_lora(options: dict[str, Any]) -> list[str]:
+    """Options of peft.LoraConfig that PEFT takes, and that would have no effect here."""
+    problems = []
+    if options.get("modules_to_save"):
+        problems.append(
+            f"model.lora.modules_to_save={options['modules_to_save']!r}: whole modules are not "
+            "trained with LoRA here; leave it out (parts that are trained: a stage's "
+            "learning_rates)"
+        )
+    if options.get("bias", "none") != "none":
+        problems.append(
+            f"model.lora.bias={options['bias']!r}: allowed is 'none'; biases of the language "
+            "model stay frozen"
+        )
+    if "task_type" in options:
+        problems.append(
+            f"model.lora.task_type={options['task_type']!r}: it is always CAUSAL_LM; leave it out"
+        )
+    alpha = options.get("lora_alpha", 8)
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not (math.isfinite(alpha) and alpha > 0):
+        problems.append(
+            f"model.lora.lora_alpha={alpha!r}: must be a finite number above 0, for the output "
+            "of LoRA is scaled by lora_alpha / r"
+        )
+    return problems
+
+
 def starts_with_parrot(model: ModelRecipe) -> bool:
     """Whether Parrot is on before the first stage, by the folder that a recipe starts from."""
     if model.start_from is None:
@@ -79,6 +107,8 @@ def cross_checks(recipe: Recipe) -> list[str]:
     problems += check_held_out(recipe)
     if recipe.model.quantization is not None:
         problems += quantization.problems(recipe.model.quantization)
+    if recipe.model.lora is not None:
+        problems += check_lora(recipe.model.lora)
     template = recipe.model.chat_template or DEFAULT_TEMPLATE
     problem = None if template == "tokenizer" else name_problem(template)
     if problem is not None and template.endswith(".jinja"):
