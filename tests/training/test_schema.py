@@ -291,7 +291,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 SHIPPED = [
     path
     for path in sorted(CONFIGS.glob("*.yaml"))
-    # Start from a folder that a user makes; test_published_recipes.py and test_own_data.py make one.
+    # Start from folders that a user makes; test_published_recipes.py and test_own_data.py do too.
     if path.stem not in ("llava-mole-7b-from-llava-1.5", "own-data")
 ]
 
