@@ -32,6 +32,7 @@ from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor, l
 from llava_mole.templates.choosing import end_of_turn, template_source
 from llava_mole.vision import RESIZES, VisionTower, load_vision
 
+DEFAULT_TEMPLATE = "qa"
 END_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>")
 
 
@@ -67,9 +68,9 @@ class ModelRecipe:
     """The mixture of LoRA experts; null: none."""
     lora: dict[str, Any] | None = None
     """peft.LoraConfig's own arguments, e.g. {r: 16, lora_alpha: 32, target_modules: [q_proj]}."""
-    chat_template: str = "qa"
+    chat_template: str | None = None
     """A name from llava_mole/templates/formats (docs/templates.md), the path of a .jinja file, or
-    "tokenizer" for the tokenizer's own."""
+    "tokenizer" for the tokenizer's own. Empty: qa, or that of the folder under start_from."""
     image_token: str | None = None
     """A token that text never holds; found by itself, see placeholder.py."""
     dtype: str = "bfloat16"
@@ -234,12 +235,14 @@ def build_processor(
         tokens_per_image=vision.tokens_per_image,
         image_token=image_token,
         condition_on=recipe.parrot.condition_on if recipe.parrot else "turn",
-        chat_template=template_source(recipe.chat_template, tokenizer, image_token),
+        chat_template=template_source(
+            recipe.chat_template or DEFAULT_TEMPLATE, tokenizer, image_token
+        ),
     )
     return processor, tower, vision
 
 
-def put_template(processor: LlavaMoleProcessor, name: str) -> None:
-    """Another chat template than that of the folder a model starts from; the default keeps it."""
-    if name != ModelRecipe().chat_template:
+def put_template(processor: LlavaMoleProcessor, name: str | None) -> None:
+    """Another chat template than that of the folder a model starts from; None keeps it."""
+    if name is not None:
         processor.chat_template = template_source(name, processor.tokenizer, processor.image_token)

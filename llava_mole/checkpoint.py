@@ -103,8 +103,8 @@ def check_shards(folder: Path) -> None:
     read, and no hash would cover them."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+            shards = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} is no index of shards: {error}") from error
         for shard in shards:
             if not isinstance(shard, str) or Path(shard).name != shard:

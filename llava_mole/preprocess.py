@@ -21,12 +21,16 @@ from torchvision.transforms import functional
 
 from llava_mole.errors import ConfigError
 
+MAX_SQUARE = 16_000
+"""Pixels of a side that is padded to a square. The square of a longer one takes gibibytes: such a
+picture is first made smaller, to this side; a tower sees far fewer of its pixels in any case."""
 OWN_KEYS = ("pad_to_square", "crop")
 
 
 @dataclass(frozen=True)
 class PadToSquare:
-    """Centres a picture on a square; the odd pixel of the margin lies below or to the right."""
+    """Centres a picture on a square, at most MAX_SQUARE a side; the odd pixel of the margin lies
+    below or to the right."""
 
     colour: tuple[int, int, int]
 
@@ -35,6 +39,11 @@ class PadToSquare:
         if width == height:
             return image
         side = max(width, height)
+        if side > MAX_SQUARE:
+            scale = MAX_SQUARE / side
+            width, height = (max(1, round(length * scale)) for length in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            side = MAX_SQUARE
         square = Image.new("RGB", (side, side), self.colour)
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square

@@ -8,6 +8,7 @@ refers to that folder, by its path and the hashes of both, and so must find it w
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -64,21 +65,7 @@ def clashes(recipe: ModelRecipe, default: ModelRecipe, config: LlavaMoleConfig) 
         default: the same with nothing in it; a key that is as there counts as left out.
         config: of the folder.
     """
-    vision = config.vision_part
-    source = config.text_source or {"name": checkpoint.LANGUAGE_MODEL, "revision": None}
-    has: dict[str, Any] = {
-        "language_model": source["name"],
-        "language_model_revision": source["revision"],
-        "vision_model": vision.model,
-        "vision_pretrained": vision.pretrained,
-        "vision_layer": vision.layer,
-        "vision_select": vision.select,
-        "vision_grid": vision.grid,
-        "vision_resize": (vision.preprocess or {}).get("resize_mode"),
-        "vision_revision": (vision.source or {}).get("revision"),
-        "projector": config.projector_part,
-        "image_token": image_token(recipe),
-    }
+    has = brought(recipe, config)
     problems = []
     for key, found in has.items():
         said = getattr(recipe, key)
@@ -101,6 +88,38 @@ def clashes(recipe: ModelRecipe, default: ModelRecipe, config: LlavaMoleConfig) 
             "them; start from the folder that they were trained from, with both"
         )
     return problems
+
+
+def brought(recipe: ModelRecipe, config: LlavaMoleConfig) -> dict[str, Any]:
+    """What the folder has for the keys of a recipe that name parts."""
+    vision = config.vision_part
+    source = config.text_source or {"name": checkpoint.LANGUAGE_MODEL, "revision": None}
+    return {
+        "language_model": source["name"],
+        "language_model_revision": source["revision"],
+        "vision_model": vision.model,
+        "vision_pretrained": vision.pretrained,
+        "vision_layer": vision.layer,
+        "vision_select": vision.select,
+        "vision_grid": vision.grid,
+        "vision_resize": (vision.preprocess or {}).get("resize_mode"),
+        "vision_revision": (vision.source or {}).get("revision"),
+        "projector": config.projector_part,
+        "image_token": image_token(recipe),
+    }
+
+
+def shown(recipe: ModelRecipe) -> dict[str, Any]:
+    """A resolved `model:` section with what the folder that it starts from brings, in place of
+    defaults that are not used; the folder's own chat template is no key of it."""
+    values = dataclasses.asdict(recipe)
+    if recipe.start_from is None:
+        return values
+    has = brought(recipe, read_start(recipe.start_from))
+    values |= {key: plain(value) for key, value in has.items()}
+    if recipe.chat_template is None:
+        del values["chat_template"]
+    return values
 
 
 def plain(value: Any) -> Any:

@@ -82,6 +82,27 @@ BROKEN = {
         "is not the beginning of the conversation",
     ),
     "no picture": ("lines(m)", "m['content'][-1]['text']", "renders 0 '<image>' placeholders"),
+    "no system": (
+        "{%- for m in messages -%}",
+        "{%- for m in messages if m['role'] != 'system' -%}",
+        "is written without 'Be brief.', which the system says",
+    ),
+    "first answer only": (
+        "== 'assistant'",
+        "== 'assistant' and loop.index0 <= 2 - ('system' != messages[0]['role'])",
+        "of a conversation of 2 round(s), between its generation marks stands ['A cat.<|im_end|>']",
+    ),
+    "last answer, undeclared": ("== 'assistant'", "== 'assistant' and loop.last", "{#- learns: la"),
+    "system learnt": (
+        "== 'assistant'",
+        "in ['assistant', 'system']",
+        "what the system says stands between its generation marks",
+    ),
+    "later questions learnt": (
+        "m['role'] == 'assistant'",
+        "m['role'] == 'assistant' or (m['role'] == 'user' and loop.index0 > 2)",
+        "what the user says stands between its generation marks",
+    ),
     "syntax": ("endfor", "endfr", "cannot be written with it"),
 }  # fmt: skip
 
@@ -95,6 +116,13 @@ def test_a_file_that_cannot_train_is_refused_with_the_reason(damage: str, tmp_pa
     with pytest.raises(ConfigError) as caught:
         template_source(str(path), bytes_gpt4(), "<image>")
     assert reason in str(caught.value)
+
+
+def test_a_format_may_declare_that_only_the_last_answer_is_learnt(tmp_path: Path) -> None:
+    path = tmp_path / "last.jinja"
+    changed = EXAMPLE.replace("== 'assistant'", "== 'assistant' and loop.last")
+    path.write_text("{#- learns: last answer -#}\n" + changed)
+    assert template_source(str(path), bytes_gpt4(), "<image>")
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "phi4", "mistral_v7"])

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from llava_mole.configuration import VisionConfig
 from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.preprocess import MAX_SQUARE, PadToSquare
 from llava_mole.vision import (
     VisionTower,
     build_structure,
@@ -130,6 +132,15 @@ def test_an_unknown_tower_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_vision(name, pretrained)
+
+
+def test_a_square_is_never_larger_than_memory_allows() -> None:
+    pad = PadToSquare((0, 0, 255))
+    square = pad(Image.new("RGB", (40_000, 200), "white"))
+    assert square.size == (MAX_SQUARE, MAX_SQUARE)
+    assert square.getpixel((0, MAX_SQUARE // 2)) == (255, 255, 255)
+    assert square.getpixel((0, MAX_SQUARE // 2 - 41)) == (0, 0, 255)  # it is 80 high now
+    assert pad(Image.new("RGB", (300, 200))).size == (300, 300)
 
 
 def test_other_weights_behind_the_same_name_are_refused(tmp_path: Path) -> None:

@@ -142,11 +142,13 @@ def weights_of(folder: Path) -> TensorFiles:
         if not path.is_file():
             continue
         try:
-            wanted = sorted(
-                set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError) as error:
+            shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is no index of weights: {error!r}") from error
+        for shard in shards:
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise CheckpointError(f"{path} names the shard {shard!r}, which is not beside it")
+        wanted = sorted(set(shards))
         missing = [name for name in wanted if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(

@@ -12,6 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from llava_mole.errors import DataError
 
 MAX_PIXELS = 64_000_000
+MAX_ASPECT = 200
+"""Longer side by shorter. Resized by its shorter side, or padded to a square, a picture of a few
+bytes beyond it would take gibibytes, and nothing of it could be seen."""
 
 # Raster formats only. Left to itself, PIL would also hand EPS files to an external interpreter.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
@@ -39,15 +42,16 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """The picture as a fully decoded RGB image, upright, first frame, transparency on white.
 
     16-bit grey is scaled to 8 bits (65535 becomes 255), not clipped. CMYK, palettes, LA, RGBA and
-    EXIF orientation are resolved. The size is read from the header and checked before any pixel is
-    decoded.
+    EXIF orientation are resolved. Size and proportions are read from the header and checked before
+    any pixel is decoded.
 
     Args:
         source: a path, the bytes of a file, an open binary file, or a PIL image.
         max_pixels: width × height above which a picture is refused.
 
     Raises:
-        DataError: the file (named) is missing, empty, truncated, too large, or no picture.
+        DataError: the file (named) is missing, empty, truncated, too large, too long for its
+            width, or no picture.
     """
     if isinstance(source, Image.Image):
         name = f"image {_name_of(source)}"
@@ -114,6 +118,11 @@ def _check_size(image: Image.Image, max_pixels: int, name: str) -> None:
         )
     if width < 1 or height < 1:
         raise DataError(f"{name}: {width} × {height}, no pixels at all")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(
+            f"{name}: {width:,} × {height:,} pixels, one side more than {MAX_ASPECT} times the "
+            "other; cut it to what should be seen, or leave the record out"
+        )
 
 
 def _what_else(content: bytes) -> str:

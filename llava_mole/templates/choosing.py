@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_mole.errors import ConfigError, DataError
-from llava_mole.processing import IGNORE, LlavaMoleImageProcessor, LlavaMoleProcessor, Message
+from llava_mole.processing import (
+    IGNORE,
+    LlavaMoleImageProcessor,
+    LlavaMoleProcessor,
+    Message,
+    message_text,
+)
 from llava_mole.templates import HOW_TO_ADD, TEMPLATES, chat_template, completed
 
 logger = logging.getLogger(__name__)
@@ -34,6 +41,8 @@ ASKED: Message = {
     "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}],
 }
 ANSWERED: Message = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
+LAST_ONLY = "learns: last answer"
+"""In a comment of a template: of several rounds only the last answer is learnt, on purpose."""
 FIXED = {"date_string": "26 Jul 2024", "enable_thinking": False}
 """What templates ask for beside a conversation, as the known formats write it."""
 
@@ -142,7 +151,8 @@ def _text(
 
 
 def problem_with(source: str, tokenizer: PreTrainedTokenizerBase, image_token: str) -> str | None:
-    """What keeps a template from training, on one round with a picture; None if nothing does."""
+    """What keeps a template from training, on one round with a picture and on two with a system
+    turn; None if nothing does."""
     if not has_marks(source):
         return "it has no {% generation %} marks, so no label mask can be made"
     processor = LlavaMoleProcessor(
@@ -182,7 +192,62 @@ def problem_with(source: str, tokenizer: PreTrainedTokenizerBase, image_token: s
         )
     if not any(label != IGNORE for label in whole.labels):
         return "no token of the answer is learnt"
+    return _problem_with_rounds(processor, said[: said.index(answer)], end)
+
+
+def _problem_with_rounds(processor: LlavaMoleProcessor, lead: str, end: str) -> str | None:
+    """What is wrong with the marks of two rounds and a system turn, or of what the template takes
+    of that; what it refuses it will refuse in the data too, by name.
+
+    Args:
+        lead: what stands before an answer between the marks of one round.
+        end: what stands after it there.
+    """
+    source = processor.chat_template or ""
+    system, *more = (
+        {"role": m["role"], "content": [{"type": "text", "text": m["content"]}]}
+        for m in (SYSTEM, *MORE)
+    )
+    one: list[Message] = [ASKED, ANSWERED]
+    for chat in ([system, *one, *more], [*one, *more], [system, *one]):
+        try:
+            text, spans = processor.render(chat)
+        except (DataError, TypeError):
+            continue
+        learnt = [text[start:stop].strip() for start, stop in _merged(spans)]
+        for message in chat:
+            words = message_text(message)
+            if words not in text:
+                return (
+                    f"a conversation with system turn or two rounds is written without {words!r}, "
+                    f"which the {message['role']} says: {text!r}. Write it, or refuse such a turn "
+                    "with raise_exception"
+                )
+            if message["role"] != "assistant" and any(words in said for said in learnt):
+                return (
+                    f"what the {message['role']} says stands between its generation marks: "
+                    f"{learnt!r}"
+                )
+        answers = [message_text(m) for m in chat if m["role"] == "assistant"]
+        wanted = [f"{lead}{answer}{end}".strip() for answer in answers]
+        if learnt == wanted or (LAST_ONLY in source and learnt == wanted[-1:]):
+            return None
+        return (
+            f"of a conversation of {len(answers)} round(s), between its generation marks stands "
+            f"{learnt!r}, expected {wanted!r}. A format in which only the last answer is learnt, "
+            f"as Qwen3's, says so in a comment: {{#- {LAST_ONLY} -#}}"
+        )
     return None
+
+
+def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans that touch as one."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in spans:
+        if merged and merged[-1][1] == start:
+            start = merged.pop()[0]
+        merged.append((start, stop))
+    return merged
 
 
 def end_of_turn(processor: LlavaMoleProcessor) -> int:

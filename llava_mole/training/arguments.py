@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from transformers import TrainingArguments
@@ -30,6 +31,18 @@ OWN_ARGUMENTS = {
 }
 
 
+def finite(value: Any) -> bool:
+    """Whether a value holds no nan and no infinity, written as numbers or, as YAML 1.1 reads some,
+    as text that transformers makes numbers of."""
+    if isinstance(value, dict):
+        return all(finite(one) for one in value.values())
+    if isinstance(value, list):
+        return all(finite(one) for one in value)
+    if isinstance(value, str):
+        return value.strip().lstrip("+-").lower() not in ("nan", "inf", "infinity")
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def check_arguments(values: dict[str, Any], path: str, *, stage: bool = False) -> list[str]:
     """Problems of a `training:` section; `stage`: of a stage's own."""
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
@@ -41,5 +54,7 @@ def check_arguments(values: dict[str, Any], path: str, *, stage: bool = False) -
             problems.append(f"{path}.{key}={values[key]!r}: {theirs}")
         elif key not in known:
             problems.append(f"{path}.{key}: no argument of TrainingArguments{nearest(key, known)}")
+        elif not finite(values[key]):
+            problems.append(f"{path}.{key}={values[key]!r}: must be a finite number")
     problems += report_problems(values, path) + hub_problems(values, path, stage=stage)
     return [p if len(p) < 400 else p.split(" (known")[0] for p in problems]

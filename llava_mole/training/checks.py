@@ -15,7 +15,7 @@ import numpy as np
 
 from llava_mole import quantization, starting
 from llava_mole.attention import mask_problem
-from llava_mole.building import ModelRecipe
+from llava_mole.building import DEFAULT_TEMPLATE, ModelRecipe
 from llava_mole.data.shares import PlannedSource, mixture_problems
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.nearest import nearest
@@ -34,8 +34,11 @@ from llava_mole.training.recipe import (
 
 
 def inherit(recipe: Recipe) -> list[str]:
-    """Put the adapters of the folder that a recipe starts from into it; or how the two clash."""
+    """Put the adapters of the folder that a recipe starts from into it, or the default chat
+    template where it names its parts; or how recipe and folder clash."""
     if recipe.model.start_from is None:
+        if recipe.model.chat_template is None:
+            recipe.model.chat_template = DEFAULT_TEMPLATE
         return []
     try:
         config = starting.read_start(recipe.model.start_from)
@@ -50,6 +53,34 @@ def inherit(recipe: Recipe) -> list[str]:
     ]
     if not problems:
         recipe.model = starting.inherited(recipe.model, config)
+    return problems
+
+
+def check_lora(options: dict[str, Any]) -> list[str]:
+    """Options of peft.LoraConfig that PEFT takes, and that would have no effect here."""
+    problems = []
+    if options.get("modules_to_save"):
+        problems.append(
+            f"model.lora.modules_to_save={options['modules_to_save']!r}: whole modules are not "
+            "trained with LoRA here; leave it out (parts that are trained: a stage's "
+            "learning_rates)"
+        )
+    if options.get("bias", "none") != "none":
+        problems.append(
+            f"model.lora.bias={options['bias']!r}: allowed is 'none'; biases of the language "
+            "model stay frozen"
+        )
+    if "task_type" in options:
+        problems.append(
+            f"model.lora.task_type={options['task_type']!r}: it is always CAUSAL_LM; leave it out"
+        )
+    alpha = options.get("lora_alpha", 8)
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not (math.isfinite(alpha) and alpha > 0):
+        problems.append(
+            f"model.lora.lora_alpha={alpha!r}: must be a finite number above 0, for the output "
+            "of LoRA is scaled by lora_alpha / r"
+        )
     return problems
 
 
@@ -76,7 +107,9 @@ def cross_checks(recipe: Recipe) -> list[str]:
     problems += check_held_out(recipe)
     if recipe.model.quantization is not None:
         problems += quantization.problems(recipe.model.quantization)
-    template = recipe.model.chat_template
+    if recipe.model.lora is not None:
+        problems += check_lora(recipe.model.lora)
+    template = recipe.model.chat_template or DEFAULT_TEMPLATE
     problem = None if template == "tokenizer" else name_problem(template)
     if problem is not None and template.endswith(".jinja"):
         missing = f"chat_template={template!r}: no such file (from {Path.cwd()})"

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llava_mole import starting
 from llava_mole.building import build_model
 from llava_mole.data.collator import check_trainable
 from llava_mole.errors import CheckpointError, DataError
@@ -41,7 +42,7 @@ def dry_run(recipe: Recipe, console: Console) -> None:
             parts. Pictures are looked for, not decoded; of the samples one is tokenized.
     """
     console.rule("recipe")
-    resolved = dataclasses.asdict(recipe)
+    resolved = dataclasses.asdict(recipe) | {"model": starting.shown(recipe.model)}
     console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), markup=False)
     for stage in recipe.stages:
         if stage.kind == "language":

@@ -139,6 +139,18 @@ def test_a_missing_shard_is_named(tiny_llava: Make, tmp_path: Path) -> None:
         convert(source, tmp_path / "m")
 
 
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/tmp/x.safetensors", 3, ["a"]])
+def test_an_index_names_shards_beside_it_only(
+    tiny_llava: Make, tmp_path: Path, shard: object
+) -> None:
+    source = shutil.copytree(tiny_llava(), tmp_path / "source")
+    (source / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"weight_map": {"a": shard}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"names the shard .* which is not beside it"):
+        convert(source, tmp_path / "m")
+
+
 def test_the_same_picture_through_both_processors_gives_the_same_logits(
     tiny_llava: Make, tmp_path: Path
 ) -> None:

@@ -226,6 +226,20 @@ def test_another_chat_template_may_be_named(converted: Path) -> None:
     assert "ASSISTANT:" in kept.chat_template
     other = build_processor(ModelRecipe(start_from=str(converted), chat_template="chatml"))[0]
     assert "<|im_start|>" in other.chat_template
+    qa = build_processor(ModelRecipe(start_from=str(converted), chat_template="qa"))[0]
+    assert "ASSISTANT:" not in qa.chat_template  # the default of a recipe that names its parts
+
+
+def test_a_dry_run_shows_what_the_folder_brings(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", str(recipe_file), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "starter" not in told
+    assert "chat_template" not in told
+    assert "language_model: language_model" in told
+    assert main(["train", "--config", str(recipe_file), "--dry-run", "model.chat_template=qa"]) == 0
+    assert "chat_template: qa" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,9 @@ def test_a_path_bytes_an_open_file_and_a_pil_image_give_the_same(tmp_path):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
-    samples = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(1, 256)
+    samples = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(2, 128)
     image = load_image(saved(Image.fromarray(samples), kind))
-    assert np.array_equal(np.asarray(image)[0, :, 0], np.arange(256))
+    assert np.array_equal(np.asarray(image)[:, :, 0].ravel(), np.arange(256))
 
 
 def test_floats_in_the_unit_interval_are_scaled_and_others_refused():
@@ -180,6 +180,18 @@ def test_the_limit_can_be_set_and_holds_for_pil_images_too():
     assert load_image(noise(64), max_pixels=4096).size == (64, 64)
     with pytest.raises(DataError, match="4,096 pixels, at most 4,095"):
         load_image(noise(64), max_pixels=4095)
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (201, 1)])
+def test_a_picture_far_too_long_for_its_width_is_refused(size):
+    content = saved(Image.new("L", size), "PNG")
+    for source in (content, Image.open(io.BytesIO(content))):
+        with pytest.raises(DataError, match=r"pixels, one side more than 200 times the other"):
+            load_image(source)
+
+
+def test_a_picture_at_the_limit_of_proportions_is_read():
+    assert load_image(saved(Image.new("L", (200, 1)), "PNG")).size == (200, 1)
 
 
 def test_a_wrong_type_is_refused():

@@ -168,6 +168,9 @@ def test_pictures_whose_place_nothing_says_stand_before_the_first_question(root)
         (said("q", "a", tools="[]"), "tool calls are not supported"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
         ({"messages": [{"role": "assistant", "content": "x", "loss": False}]}, "'loss' is False"),
+        ({"messages": [{"role": "assistant", "content": "x", "train": False}]}, "'train' is"),
+        ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, "'weight' is 0"),
+        ({"messages": [{"role": "user", "content": "x", "train": True}]}, "only answers are"),
         ({"messages": [{"role": "assistant", "content": None}]}, "'content' is None"),
         (said("q", " "), "the answer is empty"),
         (said("q", "\ud800"), "half a character"),
@@ -179,6 +182,26 @@ def test_messages_that_cannot_be_learnt_as_they_are_written_are_refused(root, re
 
 
 # --- ms-swift, alpaca, nanoVLM --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("who", "more"),
+    [("gpt", {"train": False}), ("gpt", {"weight": 0}), ("gpt", {"loss": False}),
+     ("gpt", {"weight": 0.5}), ("gpt", {"train_detail": [{"begin_offset": 0}]}),
+     ("human", {"train": True})],
+)  # fmt: skip
+def test_turns_that_ask_for_another_mask_are_refused(root, who, more):
+    record = llava("q")
+    next(turn for turn in record["conversations"] if turn["from"] == who).update(more)
+    assert f"'{next(iter(more))}' is " in refusal(root, record)
+
+
+def test_turns_that_ask_for_the_mask_there_is_are_read(root):
+    record = llava("q")
+    question, answer = record["conversations"]
+    question.update(train=False, weight=0)
+    answer.update(train=True, weight=1, loss=1.0)
+    assert texts(read(root, record)) == texts(read(root, llava("q")))
 
 
 def test_swift_query_response_history_and_system(root):

@@ -229,6 +229,36 @@ def test_a_projector_and_its_warm_start_belong_together(
     load_recipe(write(tmp_path, values), list(RIDGE))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("modules_to_save=[lm_head]", "whole modules are not trained"),
+        ("bias=all", "allowed is 'none'"),
+        ("lora_alpha=0", "must be a finite number above 0"),
+        ("lora_alpha=.nan", "must be a finite number above 0"),
+        ("task_type=SEQ_CLS", "it is always CAUSAL_LM"),
+        ("task_type=CAUSAL_LM", "leave it out"),
+    ],
+)
+def test_an_option_of_lora_without_effect_is_refused(
+    tmp_path: Path, change: str, message: str
+) -> None:
+    [told] = problems(tmp_path, good(), f"model.lora.{change}")
+    assert f"model.lora.{change.split('=')[0]}" in told
+    assert message in told
+
+
+@pytest.mark.parametrize("key", ["training", "stages.instruct.training"])
+@pytest.mark.parametrize(
+    "change", ["weight_decay=.nan", "max_grad_norm=.inf", "adam_epsilon=nan",
+               "lr_scheduler_kwargs={a: -.inf}"],
+)  # fmt: skip
+def test_numbers_of_the_training_section_are_finite(tmp_path: Path, key: str, change: str) -> None:
+    [told] = problems(tmp_path, good(), f"{key}.{change}")
+    assert change.split("=")[0] in told
+    assert "must be a finite number" in told
+
+
 def test_with_minutes_the_schedule_is_linear(tmp_path: Path) -> None:
     values = {**good(), "minutes": 5}
     for stage in values["stages"]:
@@ -261,8 +291,8 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 SHIPPED = [
     path
     for path in sorted(CONFIGS.glob("*.yaml"))
-    # Starts from a folder that a user makes; test_published_recipes.py makes one.
-    if path.stem != "llava-mole-7b-from-llava-1.5"
+    # Start from folders that a user makes; test_published_recipes.py and test_own_data.py do too.
+    if path.stem not in ("llava-mole-7b-from-llava-1.5", "own-data")
 ]
 
 

@@ -71,9 +71,33 @@ def turn_of(
         )
     text = entry[text_key]
     role = role_of(entry[role_key], where, roles)
+    check_learnt(entry, role, where)
     if not isinstance(text, str):
         raise DataError(f"{where}: '{text_key}' is {short(text)}; expected a text")
     return Turn(role, text)
+
+
+LEARNT_KEYS = ("loss", "weight", "train")
+"""Of a turn: whether it is learnt, as ms-swift, OpenAI and Axolotl write it."""
+PARTLY_LEARNT = ("train_detail", "training_detail")
+"""Axolotl's: which characters of a turn are."""
+
+
+def check_learnt(entry: Mapping[str, Any], role: Role, where: str) -> None:
+    """Raise where a turn asks for another mask than here: every answer is learnt, nothing else."""
+    refuse(entry, dict.fromkeys(PARTLY_LEARNT, "answers are learnt whole"), where)
+    for key in LEARNT_KEYS:
+        value = entry.get(key)
+        if role == "assistant" and value is not None and value not in (True, "true", "True"):
+            raise DataError(
+                f"{where}: '{key}' is {short(value)}: every answer is learnt, once; one that is "
+                "not, or is weighted, is not supported: drop the key or the record"
+            )
+        if role != "assistant" and key == "train" and value not in (None, False, 0):
+            raise DataError(
+                f"{where}: '{key}' is {short(value)}: only answers are learnt, not what the "
+                f"{role} says"
+            )
 
 
 def role_of(value: Any, where: str, roles: Mapping[str, Role]) -> Role:

@@ -22,6 +22,7 @@ from llava_mole.data.layouts.base import (
     ROLES,
     Defaults,
     Layout,
+    check_learnt,
     finish,
     list_of,
     pictures_first,
@@ -134,13 +135,8 @@ def _turn(message: Any, where: str) -> tuple[Turn, list[Any]]:
     if not isinstance(message, dict) or "role" not in message or "content" not in message:
         raise DataError(f"{where}: expected {{'role': …, 'content': …}}, found {short(message)}")
     refuse(message, _NOT_IN_MESSAGE, where)
-    for key in ("loss", "weight"):
-        if key in message and message[key] is not None and not message[key]:
-            raise DataError(
-                f"{where}: '{key}' is {short(message[key])}: an answer that is not learnt from is "
-                "not supported"
-            )
     role = role_of(message["role"], where, ROLES)
+    check_learnt(message, role, where)
     content = message["content"]
     if isinstance(content, str):
         return Turn(role, content), [_NEXT] * content.count(IMAGE)
