@@ -12,10 +12,10 @@ To try the commands of the README on; put your own files in their place.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import csv
 import json
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -57,7 +57,12 @@ def conversation(colour: str, shape: str) -> dict[str, object]:
     }
 
 
-def main(folder: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("datasets/mine"))
+    folder = parser.parse_args().folder
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
@@ -82,4 +87,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "datasets/mine"))
+    main()

@@ -78,7 +78,7 @@ def test_importing_the_package_registers_the_model_and_says_nothing() -> None:
 
 def test_a_command_registers_the_model_itself() -> None:
     program = (
-        "import sys, llava_mole_cli\nsys.argv[1:] = ['env']\n"
+        "import sys, llava_mole_cli\nsys.argv[1:] = ['inspect', 'none']\n"
         "llava_mole_cli.main()\nfrom transformers import AutoConfig\n"
         "AutoConfig.for_model('llava_mole')"
     )

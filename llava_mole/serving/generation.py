@@ -15,6 +15,8 @@ from typing import Any
 from llava_mole.errors import DataError
 from llava_mole.processing import Encoded
 
+MOST_STOPS = 16
+"""Texts that may end an answer: each is looked for at every token."""
 UNFINISHED = "�"
 """What a decoder shows of a character whose last bytes have not come yet."""
 
@@ -50,12 +52,16 @@ class Sampling:
                 f"min_new_tokens={self.min_new_tokens}: must be from 0 to max_new_tokens="
                 f"{self.max_new_tokens}"
             )
-        if not 0 <= self.temperature <= 100:
-            raise DataError(f"temperature={self.temperature}: must be from 0 to 100")
+        if not (self.temperature == 0 or 0.01 <= self.temperature <= 100):
+            raise DataError(f"temperature={self.temperature}: must be 0, or from 0.01 to 100")
         if not 0 < self.top_p <= 1:
             raise DataError(f"top_p={self.top_p}: must be above 0, at most 1")
         if self.seconds is not None and not self.seconds > 0:
             raise DataError(f"seconds={self.seconds}: must be above 0")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise DataError(f"seed={self.seed}: must be from 0 to 2^63 - 1")
+        if len(self.stop) > MOST_STOPS:
+            raise DataError(f"stop: {len(self.stop)} texts, at most {MOST_STOPS} are taken")
         if any(not text for text in self.stop):
             raise DataError("stop: an empty text would end every answer")
 

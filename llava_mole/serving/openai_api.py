@@ -110,6 +110,7 @@ class ChatRequest(_Strict):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(0.0, ge=0, le=2, allow_inf_nan=False)
+    """0, or from 0.01."""
     top_p: float | None = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: str | list[str] | None = None
@@ -234,12 +235,23 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return bytes(body)
 
 
+def has_lone_surrogate(values: Any) -> bool:
+    """JSON can write what no text can hold, and no tokenizer takes."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def parsed(body: bytes) -> ChatRequest:
     """Raises RequestError naming the key that is wrong."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"not JSON: {error}") from error
+    if b"\\ud" in body.lower() and has_lone_surrogate(values):
+        raise RequestError("half of a surrogate pair in a text: not Unicode", param="messages")
     try:
         return ChatRequest.model_validate(values)
     except ValidationError as error:

@@ -104,7 +104,7 @@ def test_with_limits_a_pass_is_the_shortest_that_sees_all(counts, weight, seed):
         return  # so rare that blocks would not fit
     assert (mixture.quotas >= np.array(counts)).all()
     assert (mixture.quotas <= np.floor(1.5 * np.array(counts))).all()
-    fewer = mixture.rows - len(counts) - 1  # each source's share is rounded
+    fewer = mixture.rows - 2 * len(counts) - 1  # each share is rounded, the held ones' too
     if (mixture.quotas < mixture.wanted).any() and fewer >= sum(counts):
         limits = np.floor(1.5 * np.array(counts))
         given = held(largest_remainders(mixture.requested * fewer, fewer), limits)

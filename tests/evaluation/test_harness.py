@@ -137,11 +137,11 @@ def test_processes_share_the_batches_and_the_report_is_the_same(
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", str(random.randint(20000, 40000))]
     probe = tmp_path / "probe.py"
-    probe.write_text("import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'])")
-    started = subprocess.run(
-        [sys.executable, *launch, str(probe)], capture_output=True, text=True, timeout=240
-    )
-    assert sorted(started.stdout.split("\n")[:-1]) == [f"{n} {processes}" for n in range(processes)]
+    name = "f\"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}\""
+    probe.write_text(f"import os; open({name}, 'w')")
+    subprocess.run([sys.executable, *launch, str(probe)], cwd=tmp_path, check=True, timeout=240)
+    ranks = sorted(path.name for path in tmp_path.glob("* of *"))
+    assert ranks == [f"{rank} of {processes}" for rank in range(processes)]
     run(tiny_model_dir, data, tmp_path / "out", launch=launch)
     same(tmp_path / "out", expected)
 

@@ -211,6 +211,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [turn("x")], "logprobs": True}, "logprobs", "not given"),
     ({"messages": [turn("x")], "stop": ["a", ""]}, "stop", "empty text"),
     ({"messages": [turn("x " * 5000)]}, "messages", "context"),
+    ({"messages": [turn("a \ud800 b")]}, "messages", "surrogate"),
+    ({"messages": [turn("x")], "temperature": 1e-38}, "temperature", "from 0.01"),
+    ({"messages": [turn("x")], "stop": ["zz"] * 17}, "stop", "at most 16"),
 ]
 
 

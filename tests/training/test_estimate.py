@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -184,46 +181,8 @@ def test_operations_of_plain_layers_are_two_a_weight_and_token(tiny_parts: Any) 
     )
 
 
-@pytest.mark.slow
-def test_the_resident_size_of_a_process_grows_by_the_estimate(tiny_parts: Any) -> None:
-    """Not by our own counting: the kernel's record of a process that runs two steps."""
-    folder = str(tiny_parts.language_model("llama", **{**WIDE, "hidden_size": 256}))
-    command = [sys.executable, "-m", "tests.training.test_estimate", folder]
-    tower = f"local-dir:{tiny_parts.tower('vit')}"
-    out = subprocess.run([*command, tower], capture_output=True, text=True, check=True).stdout
-    grown, estimated = (int(number) for number in out.split()[-2:])
-    # Freed blocks that malloc cannot use again come on top: how many differs from run to run.
-    assert 0.8 * estimated < grown < 1.8 * estimated, out
-
-
-def resident(folder: str, tower: str) -> None:
-    """Print by how many bytes two steps raised the peak of this process, and the estimate."""
-    torch.set_num_threads(1)
-    rows = Rows(rows=8, tokens=512, supervised=128)
-    model = ModelRecipe(
-        language_model=folder, vision_model=tower, dtype="float32",
-        experts=MoleConfig(num_experts=3, r=8),
-    )  # fmt: skip
-    rates = {"projector": 1e-3, "experts": 1e-3, "routers": 1e-3}
-    stage = StageRecipe("instruct", learning_rates=rates, share_prefix=False)
-    recipe = Recipe("run", model, DataRecipe([SourceRecipe("x.json")]), [stage])
-    small = Rows(rows=1, tokens=16, supervised=4)
-    one_step(recipe, stage, small)[2]()  # libraries and their pools are there
-    _, _, step = one_step(recipe, stage, rows)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    step()
-    step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = Probes(recipe, stage).activations(rows, False, on_gpu=False, cast=False, tower=False)
-    sys.stdout.write(f"{after - before} {round(sum(found.values()))}\n")
-
-
 def test_devices_are_those_of_the_data_sheets() -> None:
     assert {name: (d.gib, d.tflops) for name, d in DEVICES.items()} == {
         "a100-80g": (80, 312), "h100": (80, 989), "rtx-4090": (24, 165),
     }  # fmt: skip
     assert GIB == 2**30
-
-
-if __name__ == "__main__":
-    resident(*sys.argv[1:])
