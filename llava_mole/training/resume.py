@@ -154,9 +154,12 @@ def only_run(out: Path) -> Iterator[None]:
     """Keep other runs out of the folder. The system frees the lock when its process dies.
 
     Raises:
-        ConfigError: another run writes here.
+        ConfigError: another run writes here, or no folder can be made.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir={str(out)!r}: {error.strerror}; choose another") from error
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=0)
