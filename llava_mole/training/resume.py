@@ -18,6 +18,7 @@ import dataclasses
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from transformers.trainer_pt_utils import safe_globals
 
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import remove_folder, replacing_folder, sweep, writing_file
@@ -36,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 AUTO, ANEW = "auto", "none"
 MARK = "stage.json"
+MARKED = {"stage": str, "step": int, "seconds": (int, float), "ranks": int, "resumable": bool,
+          "parts": list}  # fmt: skip
+"""Keys of it, and what their values are."""
 WRITING = ".writing"
 """Folder of a checkpoint that is being written."""
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -68,7 +74,7 @@ def read_mark(folder: Path) -> dict[str, Any]:
     """Raises CheckpointError for a checkpoint that is not whole, or not one that a stage left."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        files, stage, step = mark["files"], mark["stage"], mark["step"]
+        files, stage, step = dict(mark["files"]), mark["stage"], mark["step"]
     except FileNotFoundError:
         there = "no such folder" if not folder.is_dir() else f"no {MARK} in it"
         raise CheckpointError(
@@ -85,12 +91,39 @@ def read_mark(folder: Path) -> dict[str, Any]:
                 f"bytes: was {folder} (stage {stage}, step {step}) copied only in part? Go on from "
                 "an earlier checkpoint"
             )
+    for key, kind in MARKED.items():
+        if not isinstance(mark.get(key), kind):
+            raise CheckpointError(
+                f"{folder / MARK}: {key}={mark.get(key)!r} is not what a stage writes; go on from "
+                "an earlier checkpoint"
+            )
     if not mark["resumable"]:
         raise CheckpointError(
             f"{folder} holds weights only (training.save_only_model): optimizer and random state "
             "are not there to go on with"
         )
+    for path in sorted(folder.iterdir()):
+        if problem := unreadable(path):
+            raise CheckpointError(
+                f"{path} is damaged ({problem}), though as long as it was; go on from an earlier "
+                "checkpoint"
+            )
     return mark
+
+
+def unreadable(path: Path) -> str | None:
+    """Why a checkpoint's counters, sums or random state cannot be read; None for other files."""
+    try:
+        if path.name == "trainer_state.json" or path.match("log_sums_*.json"):
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return "no JSON object"
+        elif path.match("rng_state*.pth"):
+            with safe_globals():
+                torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
+            pickle.UnpicklingError) as error:  # fmt: skip
+        return f"{type(error).__name__}: {str(error)[:80]}"
+    return None
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:

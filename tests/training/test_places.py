@@ -59,5 +59,5 @@ def test_an_output_dir_that_cannot_be_made_is_refused(
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "true"])
 def test_a_step_has_at_least_one_micro_batch(recipe_file: Path, value: str) -> None:
     for path in ("training", "stages.instruct.training"):
-        with pytest.raises(ConfigError, match="gradient_accumulation_steps=.*whole number"):
+        with pytest.raises(ConfigError, match=r"gradient_accumulation_steps=.*whole number"):
             load_recipe(recipe_file, [f"{path}.gradient_accumulation_steps={value}"])
