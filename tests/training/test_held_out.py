@@ -293,3 +293,14 @@ def test_a_best_score_of_other_held_out_samples_does_not_count(
                "metric": ["training.metric_for_best_model=language_tr_loss"]}[change]  # fmt: skip
     result = run_recipe(load_recipe(path, changes), resume=stage / "checkpoint-2")
     assert (result.ends["instruct"].best[2] == 1) == (change == "none")
+
+
+@pytest.mark.parametrize("how", ["link", "dots"])
+def test_training_data_under_another_path_are_not_held_out(
+    recipe_file: Path, data: Path, how: str
+) -> None:
+    other = data / "other.json" if how == "link" else data / "images" / ".." / "train.json"
+    if how == "link":
+        other.symlink_to(data / "train.json")
+    with pytest.raises(ConfigError, match=r"also in data\.sources"):
+        load_recipe(with_held_out(recipe_file, other))
