@@ -15,6 +15,7 @@ need not have left anything.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -30,8 +31,9 @@ import torch
 from filelock import FileLock, Timeout
 from transformers.trainer_pt_utils import safe_globals
 
+from llava_mole.data.sources import split_path
 from llava_mole.errors import CheckpointError, ConfigError
-from llava_mole.folders import remove_folder, replacing_folder, sweep, writing_file
+from llava_mole.folders import remove_folder, replacing_folder, sha256_file, sweep, writing_file
 from llava_mole.training.log import JsonLog
 from llava_mole.training.recipe import Recipe
 
@@ -225,11 +227,21 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
     clean(out)
     described = out / "recipe.json"
     resolved = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
-    changed = differences(read_recipe(described), resolved)
+    before = read_recipe(described)
+    resolved["content"] = contents(recipe)
+    if before is not None and "content" not in before:  # of an earlier version
+        before["content"] = resolved["content"]
+    changed = differences(before, resolved)
     if resume == ANEW:
         remove_folder(out / "stages")
         (out / "log.jsonl").unlink(missing_ok=True)
     elif resume == AUTO:
+        if before is None and any((out / "stages").glob("*")):
+            raise ConfigError(
+                f"{out / 'stages'} holds stages, but {described} is missing: they cannot be "
+                "compared with this recipe. Start anew with --resume none, or go on from a "
+                "checkpoint of your choice: --resume OUT/stages/N-NAME/checkpoint-STEP"
+            )
         if (out / "stages").is_dir():
             check_same_recipe(described, changed)
     else:
@@ -238,6 +250,25 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
         go_back(recipe, Path(resume))
     with writing_file(described) as file:
         json.dump(resolved, file, indent=2, ensure_ascii=False)
+
+
+def contents(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 by path of the training data's files and of a template file: what a run that goes on
+    must find as it was. Of a folder: its files' names and sizes; of a hub dataset nothing."""
+    stages = [stage.data for stage in recipe.stages if stage.data is not None]
+    paths = [s.path for data in (recipe.data, *stages) for s in data.sources]
+    places = [split_path(path)[0] for path in paths if not path.startswith("hub:")]
+    if recipe.model.chat_template.endswith(".jinja"):
+        places.append(Path(recipe.model.chat_template))
+    found = {}
+    for path in places:
+        if path.is_file():
+            found[str(path)] = sha256_file(path)
+        elif path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            sizes = [[p.relative_to(path).as_posix(), p.stat().st_size] for p in files]
+            found[str(path)] = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    return found
 
 
 def clean(out: Path) -> None:

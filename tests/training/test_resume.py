@@ -256,3 +256,25 @@ def test_a_checkpoint_damaged_in_place_is_passed_over(
     assert latest_checkpoint(folder) == folder / "checkpoint-2"
     with pytest.raises(CheckpointError, match=name):
         run_recipe(load_recipe(recipe_file, only), resume=folder / "checkpoint-4")
+
+
+@pytest.mark.parametrize("what", ["data", "template", "recipe.json"])
+def test_a_run_goes_on_only_with_the_files_it_began_with(
+    recipe_file: Path, data: Path, tmp_path: Path, what: str
+) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("one")
+    recipe = load_recipe(recipe_file, [f"model.chat_template={template}"])
+    prepare_folder(recipe, "auto")
+    (tmp_path / "run" / "stages" / "1-warm").mkdir(parents=True)
+    prepare_folder(recipe, "auto")
+    changed = {"data": data / "train.json", "template": template}.get(what)
+    if changed is None:
+        (tmp_path / "run" / "recipe.json").unlink()
+    else:
+        changed.write_text(changed.read_text() + " ")
+    with pytest.raises(ConfigError) as caught:
+        prepare_folder(recipe, "auto")
+    assert str(changed or "recipe.json is missing") in str(caught.value)
+    assert "--resume none" in str(caught.value)
+    prepare_folder(recipe, "none")
