@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 AUTO, ANEW = "auto", "none"
 MARK = "stage.json"
-MARKED = {"stage": str, "step": int, "seconds": (int, float), "ranks": int, "resumable": bool,
+MARKED: dict[str, Any] = {"stage": str, "step": int, "seconds": (int, float), "ranks": int, "resumable": bool,
           "parts": list}  # fmt: skip
 """Keys of it, and what their values are."""
 WRITING = ".writing"
