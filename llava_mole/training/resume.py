@@ -41,8 +41,10 @@ logger = logging.getLogger(__name__)
 
 AUTO, ANEW = "auto", "none"
 MARK = "stage.json"
-MARKED: dict[str, Any] = {"stage": str, "step": int, "seconds": (int, float), "ranks": int, "resumable": bool,
-          "parts": list}  # fmt: skip
+MARKED: dict[str, Any] = {
+    "stage": str, "step": int, "seconds": (int, float), "ranks": int, "resumable": bool,
+    "parts": list,
+}  # fmt: skip
 """Keys of it, and what their values are."""
 WRITING = ".writing"
 """Folder of a checkpoint that is being written."""
