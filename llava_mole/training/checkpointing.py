@@ -44,16 +44,19 @@ class CheckpointingTrainer(Trainer):
     Attributes:
         stage: its name.
         elapsed: seconds it took so far, those of stopped runs included.
+        scored_by: stands for all that makes two scores comparable (`held_out.scored_by`).
     """
 
     stage: str
     elapsed: float
+    scored_by: str | None = None
     _positions: list[int]
     _sums: dict[str, float]
     _use: dict[str, list[Tensor]]
     _logged_at: int | None
     _earlier: dict[str, Any] | None
     _writing: str | None
+    _scored_by_others: bool = False
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._writing or super()._get_output_dir(trial)
@@ -87,6 +90,7 @@ class CheckpointingTrainer(Trainer):
                     "ranks": self.args.world_size,
                     "resumable": not self.args.save_only_model,
                     "parts": self._parts(),
+                    "scored_by": self.scored_by,
                 },
             )
             publish(writing / name, run / name)
@@ -186,6 +190,7 @@ class CheckpointingTrainer(Trainer):
         mark = read_mark(folder)
         checkpoint.restore(model or self.model, folder)
         self.elapsed = float(mark["seconds"])
+        self._scored_by_others = mark.get("scored_by") != self.scored_by
         same = mark["ranks"] == self.args.world_size
         sums = folder / SUMS.format(rank=ranks.rank() if same else 0)
         self._earlier = json.loads(sums.read_text(encoding="utf-8"))
@@ -203,6 +208,14 @@ class CheckpointingTrainer(Trainer):
         found = super()._init_training_state(max_steps, *args, **options)
         # Trainer takes the checkpoint's: what the recipe says of them now would have no effect.
         self.state.compute_steps(self.args, max_steps)
+        if self._scored_by_others and self.state.best_metric is not None:
+            logger.warning(
+                "the best score so far, %.4g at step %s, is of other held-out samples, another "
+                "metric or another model: it is forgotten, only scores from here on count",
+                self.state.best_metric, self.state.best_global_step,
+            )  # fmt: skip
+            self.state.best_metric = None
+            self.state.best_global_step = 0
         self._find_best(Path(self.args.output_dir))
         return found
 

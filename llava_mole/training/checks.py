@@ -23,6 +23,7 @@ from llava_mole.templates import name_problem
 from llava_mole.training.arguments import check_arguments
 from llava_mole.training.held_out_keys import check_held_out
 from llava_mole.training.parts import PARTS
+from llava_mole.training.places import place_problems
 from llava_mole.training.reading import stem
 from llava_mole.training.recipe import (
     DataRecipe,
@@ -102,7 +103,9 @@ def cross_checks(recipe: Recipe) -> list[str]:
     names = [stage.name for stage in recipe.stages]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(f"stages: two are named {name!r}")
+    problems += place_problems(recipe)
     problems += check_arguments(recipe.training, "training")
+    problems += check_accumulation(recipe.training, "training")
     problems += check_mixture(recipe.data)
     problems += check_held_out(recipe)
     if recipe.model.quantization is not None:
@@ -125,6 +128,7 @@ def cross_checks(recipe: Recipe) -> list[str]:
         path = f"stages.{index} ({stage.name})"
         parrot_on = parrot_on or stage.parrot
         problems += check_arguments(stage.training, f"{path}.training", stage=True)
+        problems += check_accumulation(stage.training, f"{path}.training")
         if parrot_on and recipe.model.parrot is None:
             problems.append(f"{path}.parrot=true: model.parrot is empty; describe the module there")
         if parrot_on and stage.kind == "language" and stage.share_prefix:
@@ -185,6 +189,14 @@ def cross_checks(recipe: Recipe) -> list[str]:
             f"stages: share_of_time adds up to {sum(s or 0 for s in shares):g}, above 1"
         )
     return problems
+
+
+def check_accumulation(values: dict[str, Any], path: str) -> list[str]:
+    """Micro-batches of a step: our own sums divide by them before TrainingArguments looks."""
+    key = "gradient_accumulation_steps"
+    if key not in values or (type(values[key]) is int and values[key] >= 1):
+        return []
+    return [f"{path}.{key}={values[key]!r}: must be a whole number, 1 or more"]
 
 
 def check_mixture(data: DataRecipe) -> list[str]:

@@ -13,12 +13,14 @@ the likeliest of those that the question offers, from the same forward pass.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from transformers import TrainingArguments
 
 from llava_mole import heads, ranks
 from llava_mole.data.collator import Collator
@@ -52,6 +55,22 @@ def read_held_out(recipe: Recipe) -> TrainingData | None:
         recipe.data.held_out, max_length=recipe.data.max_length, too_long=recipe.data.too_long
     )
     return read_data(own, progress=ranks.is_main(), key="data.held_out")
+
+
+def scored_by(recipe: Recipe, data: TrainingData, arguments: TrainingArguments) -> str:
+    """Hex digest of what two scores must share to be compared: held-out samples, metric, model."""
+    digest = hashlib.sha256()
+    said = {
+        "model": asdict(recipe.model),
+        "held_out": [asdict(source) for source in recipe.data.held_out],
+        "limits": [recipe.data.max_length, recipe.data.too_long, recipe.seed],
+        "metric": [arguments.metric_for_best_model, arguments.greater_is_better],
+    }
+    digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+    for source in data.sources:
+        for name, values in source.index().arrays().items():
+            digest.update(name.encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

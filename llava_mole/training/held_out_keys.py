@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from llava_mole.training.recipe import Recipe
 
 NOT_HELD_OUT = ("variants", "weight", "cap", "repeat_limit")
+
+
+def real(path: str) -> str:
+    """A source's path through links and `..`; a hub dataset's is itself."""
+    return path if path.startswith("hub:") else os.path.realpath(path)
 
 
 def check_held_out(recipe: Recipe) -> list[str]:
@@ -18,8 +25,9 @@ def check_held_out(recipe: Recipe) -> list[str]:
                     f"data.held_out.{number}.{key}: not read, held-out samples are not drawn; to "
                     "take some of them say samples or keep"
                 )
-        same = [(other.path, other.keep) for other in recipe.data.sources]
-        if (source.path, source.keep) in same:
+        trained = [recipe.data, *(stage.data for stage in recipe.stages if stage.data)]
+        same = [(real(other.path), other.keep) for data in trained for other in data.sources]
+        if (real(source.path), source.keep) in same:
             problems.append(f"data.held_out.{number}: {source.path} is also in data.sources")
     for stage in recipe.stages:
         options = {**recipe.training, **stage.training}

@@ -15,9 +15,11 @@ need not have left anything.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +27,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from transformers.trainer_pt_utils import safe_globals
 
+from llava_mole.data.sources import split_path
 from llava_mole.errors import CheckpointError, ConfigError
-from llava_mole.folders import remove_folder, replacing_folder, sweep, writing_file
+from llava_mole.folders import remove_folder, replacing_folder, sha256_file, sweep, writing_file
 from llava_mole.training.log import JsonLog
 from llava_mole.training.recipe import Recipe
 
@@ -36,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 AUTO, ANEW = "auto", "none"
 MARK = "stage.json"
+MARKED: dict[str, Any] = {
+    "stage": str, "step": int, "seconds": (int, float), "ranks": int, "resumable": bool,
+    "parts": list,
+}  # fmt: skip
+"""Keys of it, and what their values are."""
 WRITING = ".writing"
 """Folder of a checkpoint that is being written."""
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -68,7 +78,7 @@ def read_mark(folder: Path) -> dict[str, Any]:
     """Raises CheckpointError for a checkpoint that is not whole, or not one that a stage left."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        files, stage, step = mark["files"], mark["stage"], mark["step"]
+        files, stage, step = dict(mark["files"]), mark["stage"], mark["step"]
     except FileNotFoundError:
         there = "no such folder" if not folder.is_dir() else f"no {MARK} in it"
         raise CheckpointError(
@@ -85,12 +95,39 @@ def read_mark(folder: Path) -> dict[str, Any]:
                 f"bytes: was {folder} (stage {stage}, step {step}) copied only in part? Go on from "
                 "an earlier checkpoint"
             )
+    for key, kind in MARKED.items():
+        if not isinstance(mark.get(key), kind):
+            raise CheckpointError(
+                f"{folder / MARK}: {key}={mark.get(key)!r} is not what a stage writes; go on from "
+                "an earlier checkpoint"
+            )
     if not mark["resumable"]:
         raise CheckpointError(
             f"{folder} holds weights only (training.save_only_model): optimizer and random state "
             "are not there to go on with"
         )
+    for path in sorted(folder.iterdir()):
+        if problem := unreadable(path):
+            raise CheckpointError(
+                f"{path} is damaged ({problem}), though as long as it was; go on from an earlier "
+                "checkpoint"
+            )
     return mark
+
+
+def unreadable(path: Path) -> str | None:
+    """Why a checkpoint's counters, sums or random state cannot be read; None for other files."""
+    try:
+        if path.name == "trainer_state.json" or path.match("log_sums_*.json"):
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return "no JSON object"
+        elif path.match("rng_state*.pth"):
+            with safe_globals():
+                torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
+            pickle.UnpicklingError) as error:  # fmt: skip
+        return f"{type(error).__name__}: {str(error)[:80]}"
+    return None
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -154,9 +191,12 @@ def only_run(out: Path) -> Iterator[None]:
     """Keep other runs out of the folder. The system frees the lock when its process dies.
 
     Raises:
-        ConfigError: another run writes here.
+        ConfigError: another run writes here, or no folder can be made.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir={str(out)!r}: {error.strerror}; choose another") from error
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -189,11 +229,21 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
     clean(out)
     described = out / "recipe.json"
     resolved = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
-    changed = differences(read_recipe(described), resolved)
+    before = read_recipe(described)
+    resolved["content"] = contents(recipe)
+    if before is not None and "content" not in before:  # of an earlier version
+        before["content"] = resolved["content"]
+    changed = differences(before, resolved)
     if resume == ANEW:
         remove_folder(out / "stages")
         (out / "log.jsonl").unlink(missing_ok=True)
     elif resume == AUTO:
+        if before is None and any((out / "stages").glob("*")):
+            raise ConfigError(
+                f"{out / 'stages'} holds stages, but {described} is missing: they cannot be "
+                "compared with this recipe. Start anew with --resume none, or go on from a "
+                "checkpoint of your choice: --resume OUT/stages/N-NAME/checkpoint-STEP"
+            )
         if (out / "stages").is_dir():
             check_same_recipe(described, changed)
     else:
@@ -202,6 +252,25 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
         go_back(recipe, Path(resume))
     with writing_file(described) as file:
         json.dump(resolved, file, indent=2, ensure_ascii=False)
+
+
+def contents(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 by path of the training data's files and of a template file: what a run that goes on
+    must find as it was. Of a folder: its files' names and sizes; of a hub dataset nothing."""
+    stages = [stage.data for stage in recipe.stages if stage.data is not None]
+    paths = [s.path for data in (recipe.data, *stages) for s in data.sources]
+    places = [split_path(path)[0] for path in paths if not path.startswith("hub:")]
+    if recipe.model.chat_template.endswith(".jinja"):
+        places.append(Path(recipe.model.chat_template))
+    found = {}
+    for path in places:
+        if path.is_file():
+            found[str(path)] = sha256_file(path)
+        elif path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            sizes = [[p.relative_to(path).as_posix(), p.stat().st_size] for p in files]
+            found[str(path)] = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    return found
 
 
 def clean(out: Path) -> None:

@@ -43,7 +43,7 @@ from llava_mole.training import hub_push
 from llava_mole.training.data import TrainingData, read_stages, stage_rows
 from llava_mole.training.ending import Ended, told_to_end
 from llava_mole.training.environment import check_environment
-from llava_mole.training.held_out import HeldOut, read_held_out
+from llava_mole.training.held_out import HeldOut, read_held_out, scored_by
 from llava_mole.training.history import record_data, record_stage
 from llava_mole.training.log import JsonLog
 from llava_mole.training.memory import memory_advice, peak_memory
@@ -395,6 +395,8 @@ def run_stage(
             data_collator=collator,
             processing_class=processor,
         )
+        if held_out is not None and scored is not None:
+            trainer.scored_by = scored_by(recipe, held_out, arguments)
         trainer.add_callback(log)
         for callback in callbacks:
             trainer.add_callback(callback)

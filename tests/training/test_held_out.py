@@ -270,3 +270,37 @@ def test_two_workers_find_the_same_losses_to_the_bit(
         found.append({k: v for k, v in first.items() if k != "eval_seconds"})
     assert found[0]["step"] == 0
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("change", ["none", "held_out", "metric"])
+def test_a_best_score_of_other_held_out_samples_does_not_count(
+    recipe_file: Path, held_out_file: Path, tmp_path: Path, change: str
+) -> None:
+    path = with_held_out(
+        recipe_file, held_out_file, load_best_model_at_end=True, save_steps=1,
+        metric_for_best_model="loss",
+    )  # fmt: skip
+    run_recipe(load_recipe(path))
+    stage = tmp_path / "run" / "stages" / "1-instruct"
+    kept = json.loads((stage / "checkpoint-2" / "trainer_state.json").read_text())
+    kept |= {"best_metric": -1.0, "best_global_step": 1}  # better than any loss can be
+    mark = json.loads((stage / "checkpoint-2" / "stage.json").read_text())
+    text = json.dumps(kept)
+    (stage / "checkpoint-2" / "trainer_state.json").write_text(text)
+    mark["files"]["trainer_state.json"] = len(text)
+    (stage / "checkpoint-2" / "stage.json").write_text(json.dumps(mark))
+    changes = {"none": [], "held_out": ["data.held_out.0.samples=5"],
+               "metric": ["training.metric_for_best_model=language_tr_loss"]}[change]  # fmt: skip
+    result = run_recipe(load_recipe(path, changes), resume=stage / "checkpoint-2")
+    assert (result.ends["instruct"].best[2] == 1) == (change == "none")
+
+
+@pytest.mark.parametrize("how", ["link", "dots"])
+def test_training_data_under_another_path_are_not_held_out(
+    recipe_file: Path, data: Path, how: str
+) -> None:
+    other = data / "other.json" if how == "link" else data / "images" / ".." / "train.json"
+    if how == "link":
+        other.symlink_to(data / "train.json")
+    with pytest.raises(ConfigError, match=r"also in data\.sources"):
+        load_recipe(with_held_out(recipe_file, other))

@@ -235,3 +235,46 @@ def test_a_run_that_is_there_is_found_by_its_last_part(recipe_file: Path, tmp_pa
     position = find_position(recipe)
     assert (position.number, position.model) == (2, None)
     assert position.checkpoint.name == "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    "name", ["rng_state.pth", "trainer_state.json", "log_sums_0.json", "stage.json"]
+)
+def test_a_checkpoint_damaged_in_place_is_passed_over(
+    recipe_file: Path, tmp_path: Path, name: str
+) -> None:
+    only = ["stages.parrot=null", "stages.warm=null"]
+    run_recipe(load_recipe(recipe_file, only))
+    folder = tmp_path / "run" / "stages" / "1-instruct"
+    damaged = folder / "checkpoint-4" / name
+    if name == "stage.json":
+        mark = json.loads(damaged.read_text())
+        del mark["parts"]
+        damaged.write_text(json.dumps(mark))
+    else:
+        damaged.write_bytes((b"\x80\xff" * damaged.stat().st_size)[: damaged.stat().st_size])
+    assert latest_checkpoint(folder) == folder / "checkpoint-2"
+    with pytest.raises(CheckpointError, match=name):
+        run_recipe(load_recipe(recipe_file, only), resume=folder / "checkpoint-4")
+
+
+@pytest.mark.parametrize("what", ["data", "template", "recipe.json"])
+def test_a_run_goes_on_only_with_the_files_it_began_with(
+    recipe_file: Path, data: Path, tmp_path: Path, what: str
+) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("one")
+    recipe = load_recipe(recipe_file, [f"model.chat_template={template}"])
+    prepare_folder(recipe, "auto")
+    (tmp_path / "run" / "stages" / "1-warm").mkdir(parents=True)
+    prepare_folder(recipe, "auto")
+    changed = {"data": data / "train.json", "template": template}.get(what)
+    if changed is None:
+        (tmp_path / "run" / "recipe.json").unlink()
+    else:
+        changed.write_text(changed.read_text() + " ")
+    with pytest.raises(ConfigError) as caught:
+        prepare_folder(recipe, "auto")
+    assert str(changed or "recipe.json is missing") in str(caught.value)
+    assert "--resume none" in str(caught.value)
+    prepare_folder(recipe, "none")

@@ -234,7 +234,8 @@ def test_nothing_to_resume_from_is_no_error(tmp_path: Path) -> None:
 def test_checkpoint_10_is_newer_than_checkpoint_9(tmp_path: Path) -> None:
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        about = {"stage": "one", "step": step, "resumable": True}
+        about = {"stage": "one", "step": step, "resumable": True, "seconds": 1, "ranks": 1}
+        about |= {"parts": []}
         mark_checkpoint(tmp_path / f"checkpoint-{step}", about)
     assert latest_checkpoint(tmp_path).name == "checkpoint-10"
 
