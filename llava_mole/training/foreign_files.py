@@ -70,6 +70,8 @@ def one(key: str, value: Any) -> str:
     if key in BASES and is_llava(value):
         command, folder = from_llava(value)
         return f"a LLaVA, it seems: `{command}`, then model.start_from: {folder}"
+    if key == "model" and isinstance(value, str):
+        return here(NAMES["model_id_or_path"])
     if key == "pretrain_mm_mlp_adapter" and value:
         command, folder = from_projector({key: value})
         return f"`{command}`, then model.start_from: {folder}"
@@ -157,7 +159,7 @@ def sketch(values: dict[Any, Any]) -> str:
     """YAML of a recipe that says the same, as far as it can be said key by key."""
     recipe: dict[str, Any] = {
         "output_dir": values.get("output_dir") or "runs/mine",
-        "model": {"language_model": "LANGUAGE_MODEL", **tower(values)},
+        "model": {"language_model": values.get("model") or "LANGUAGE_MODEL", **tower(values)},
         "data": {"too_long": "drop", "sources": sources(values)},
         "training": {},
         "stages": [

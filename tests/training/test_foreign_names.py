@@ -71,7 +71,7 @@ VALUES += ["interleave_under", "delete", "pad"]
 def test_what_a_sketch_takes_over_lands_in_keys_that_exist(name: str) -> None:
     put = NAMES[name].put
     assert put is not None
-    found = {}
+    found: dict[str, Any] = {}
     for value in VALUES:
         try:
             found |= put(value)
@@ -277,6 +277,12 @@ def test_a_sketch_of_a_whole_llava_starts_from_it_and_leaves_its_projector_froze
     assert drawn["training"] == {"warmup_steps": 0.1, "activation_checkpointing": True}
     assert drawn["data"]["too_long"] == "drop"
     assert drawn["data"]["sources"][0]["language"] == "en"
+
+
+def test_a_base_that_ms_swift_names_is_the_sketchs_language_model() -> None:
+    assert yaml.safe_load(sketch(read(SWIFT)))["model"]["language_model"] == "Qwen/Qwen2.5-7B"
+    whole = {**read(SWIFT), "model": "swift/LLaVA-1.5"}
+    assert yaml.safe_load(sketch(whole))["model"]["start_from"] == "models/LLaVA-1.5"
 
 
 def test_a_folder_is_a_llava_by_its_config_and_not_by_its_name(tmp_path: Path) -> None:
