@@ -144,7 +144,7 @@ def main() -> None:
     write_tiny_llava(args.folder, core=args.core, seed=args.seed)
     size = sum(file.stat().st_size for file in args.folder.iterdir())
     print(f"{args.folder}: {size / 2**20:.1f} MiB")
-    print(f"next: llava-mole convert {args.folder} --out {args.folder}-converted")
+    print(f"next: llava-mole convert {args.folder} --out models/llava")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,17 @@ def reporters(training: dict[str, Any]) -> list[str]:
 
 
 def report_problems(training: dict[str, Any], path: str) -> list[str]:
-    """Names that transformers does not know."""
-    return [
+    """Names that transformers does not know, and DeepSpeed where it is not installed.
+
+    That comes with the recipe's own problems: transformers.TrainingArguments cannot even be made.
+    """
+    found = []
+    if training.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        found.append(
+            f'{path}.deepspeed: DeepSpeed is not installed here: pip install -e ".[deepspeed]", or '
+            "leave it out"
+        )
+    return found + [
         f"{path}.report_to={name!r}: unknown{nearest(str(name), list(REPORTERS))}"
         for name in reporters(training)
         if name not in REPORTERS

@@ -94,6 +94,8 @@ LORA = "model.lora"
 NO_TEMPLATE = "names are in docs/templates.md; tokenizer is the tokenizer's own"
 PLAN = "the planner mixes by `weight`, `temperature` and `length`"
 NO_CUT = "nothing is cut; data.too_long: drop leaves longer samples out and lists them"
+HELD_OUT = "sources that are never trained on, each {path: FILE}; nothing is split off"
+GO_ON = "a model folder of ours; a run that was stopped goes on by itself, or with --resume"
 READ = "images and tokens are made as they are needed; nothing is preprocessed ahead"
 LOGS = "losses are in OUT/log.jsonl"
 FROZEN = "what stages.N.learning_rates does not name is frozen"
@@ -102,7 +104,8 @@ OWN = "written by itself, beside and renamed; no need to say so"
 _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     # ------------------------------------------------------------------ what is built
     ("model_name_or_path", (L, F), ("model.language_model", "model.vision_model"),
-     "a language model and, apart from it, a tower; a whole vision-language model is no base",
+     "a language model and, apart from it, a tower; of a LLaVA: `llava-mole convert`, then "
+     "model.start_from",
      same("model.language_model")),
     ("model_id_or_path", (S,), ("model.language_model", "model.vision_model"),
      "a language model and, apart from it, a tower", same("model.language_model")),
@@ -115,10 +118,12 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     ("revision", (T,), ("model.language_model_revision",), "the same value",
      same("model.language_model_revision")),
     ("vision_tower", (L,), ("model.vision_model", "model.vision_pretrained"),
-     "open_clip's name and tag: openai/clip-vit-large-patch14-336 is ViT-L-14-336 and openai; "
+     "open_clip's name and tag: openai/clip-vit-large-patch14-336 is "
+     "ViT-L-14-336-quickgelu and openai; "
      "'hf-hub:org/name' where the repository is open_clip's", None),
     ("mm_vision_tower", (L,), ("model.vision_model", "model.vision_pretrained"),
-     "open_clip's name and tag: openai/clip-vit-large-patch14-336 is ViT-L-14-336 and openai",
+     "open_clip's name and tag: openai/clip-vit-large-patch14-336 is "
+     "ViT-L-14-336-quickgelu and openai",
      None),
     ("mm_vision_select_layer", (L,), ("model.vision_layer",), "the same number",
      same("model.vision_layer")),
@@ -126,15 +131,16 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
      same("model.vision_select")),
     ("mm_projector_type", (L,), ("model.projector.type",), "linear or mlp2x_gelu, as there",
      same("model.projector.type")),
-    ("pretrain_mm_mlp_adapter", (L,), ("stages",),
-     "both stages are of one recipe: put the alignment first under stages; a finished run goes on "
-     "from its folder", None),
+    ("pretrain_mm_mlp_adapter", (L,), ("model.start_from",),
+     "`llava-mole convert mm_projector.bin --out models/aligned --language-model … --vision-model "
+     "… --vision-pretrained …`, then model.start_from: models/aligned", None),
     ("mm_use_im_start_end", (L,), (), "no such marks: the placeholder alone stands for a picture",
      None),
     ("mm_use_im_patch_token", (L,), ("model.image_token",),
      "a reserved token of the vocabulary is found by itself", None),
-    ("image_aspect_ratio", (L,), (), "pictures are prepared as published with the tower's weights",
-     None),
+    ("image_aspect_ratio", (L,), ("model.vision_resize",),
+     "pad is vision_resize: longest; empty: as published with the tower's weights",
+     lambda v: {"model.vision_resize": "longest"} if v == "pad" else {}),
     ("image_grid_pinpoints", (L,), ("model.vision_grid",),
      "no tiles; vision_grid averages patches to fewer tokens", None),
     ("mm_patch_merge_type", (NEXT,), (), "no tiles, so nothing to merge", None),
@@ -188,10 +194,10 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     ("cache_dir", (L, F, T), (), "say HF_HOME=FOLDER in the environment", None),
     ("hf_hub_token", (F,), (), "no secrets in a recipe: `hf auth login`, or HF_TOKEN", None),
     ("use_hf", (S,), (), "parts come from the Hugging Face hub, or from folders", None),
-    ("adapter_name_or_path", (F,), (), "a finished run goes on from its own folder", None),
-    ("adapters", (S,), (), "a finished run goes on from its own folder", None),
-    ("lora_model_dir", (A,), (), "a finished run goes on from its own folder", None),
-    ("lora_weight_path", (L,), (), "a finished run goes on from its own folder", None),
+    ("adapter_name_or_path", (F,), ("model.start_from",), GO_ON, None),
+    ("adapters", (S,), ("model.start_from",), GO_ON, None),
+    ("lora_model_dir", (A,), ("model.start_from",), GO_ON, None),
+    ("lora_weight_path", (L,), ("model.start_from",), GO_ON, None),
     # ------------------------------------------------------------------ 4 and 8 bits
     ("bits", (L,), ("model.quantization.load_in_4bit", "model.quantization.load_in_8bit"),
      "4 is model.quantization: {load_in_4bit: true}, 8 is {load_in_8bit: true}", bits),
@@ -333,12 +339,12 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     ("datasets", (A,), ("data.sources",), "a list of {path: FILE, format: …}", None),
     ("dataset_dir", (F,), ("data.sources.N.path",), "DIR/dataset_info.json:NAME", None),
     ("dataset_prepared_path", (A,), (), READ, None),
-    ("eval_dataset", (F,), (), "held-out data are no part of data.sources", None),
-    ("val_dataset", (S,), (), "held-out data are no part of data.sources", None),
-    ("val_size", (F,), (), "held-out data are no part of data.sources", None),
-    ("val_set_size", (A,), (), "held-out data are no part of data.sources", None),
-    ("test_datasets", (A,), (), "held-out data are no part of data.sources", None),
-    ("split_dataset_ratio", (S,), (), "held-out data are no part of data.sources", None),
+    ("eval_dataset", (F,), ("data.held_out",), HELD_OUT, None),
+    ("val_dataset", (S,), ("data.held_out",), HELD_OUT, None),
+    ("val_size", (F,), ("data.held_out",), HELD_OUT, None),
+    ("val_set_size", (A,), ("data.held_out",), HELD_OUT, None),
+    ("test_datasets", (A,), ("data.held_out",), HELD_OUT, None),
+    ("split_dataset_ratio", (S,), ("data.held_out",), HELD_OUT, None),
     ("custom_dataset_info", (S,), ("data.sources.N.path",), "name the file itself", None),
     ("mix_strategy", (F,), ("data.length",),
      "concat and interleave_over are all_exhausted, interleave_under is first_exhausted; concat "
@@ -397,12 +403,13 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     ("ignore_pad_token_for_loss", (F,), (), "padding is never learnt", None),
     # ------------------------------------------------------------------ transformers 4, and speed
     ("warmup_ratio", (T,), ("training.warmup_steps",),
-     "a share below 1 is said as warmup_steps: 0.03", same("training.warmup_steps")),
+     "the same value: below 1 it is a share", same("training.warmup_steps")),
     ("lr_scheduler", (A,), ("training.lr_scheduler_type",), "the same value", scheduler),
     ("optimizer", (A,), ("training.optim",), "the same value, e.g. adamw_torch",
      same("training.optim")),
     ("adafactor", (T,), ("training.optim",), "optim: adafactor", on("training.optim", "adafactor")),
-    ("evaluation_strategy", (T,), ("training.eval_strategy",), "it is called eval_strategy now",
+    ("evaluation_strategy", (T,), ("training.eval_strategy", "data.held_out"),
+     "it is called eval_strategy now, and evaluates the sources of data.held_out",
      None),
     ("evals_per_epoch", (A,), ("training.eval_steps",), "steps between two", None),
     ("saves_per_epoch", (A,), ("training.save_steps",), "steps between two", None),
@@ -440,9 +447,9 @@ _TABLE: list[tuple[str, tuple[str, ...], tuple[str, ...], str, Put | None]] = [
     ("push_to_hub_organization", (T,), ("training.hub_model_id",), "organization/name", None),
     ("push_to_hub_token", (T,), (), "no secrets in a recipe: `hf auth login`, or HF_TOKEN",
      None),
-    ("disable_gradient_checkpointing", (F,), ("training.gradient_checkpointing",),
-     "off unless gradient_checkpointing: true", None),
-    ("vit_gradient_checkpointing", (S,), ("training.gradient_checkpointing",),
+    ("disable_gradient_checkpointing", (F,), ("training.activation_checkpointing",),
+     "off unless activation_checkpointing: true", None),
+    ("vit_gradient_checkpointing", (S,), ("training.activation_checkpointing",),
      "of the language model only", None),
     ("enable_liger_kernel", (F,), ("training.use_liger_kernel",),
      "no use: logits are computed at supervised tokens only", None),

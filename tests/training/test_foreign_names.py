@@ -2,6 +2,7 @@
 with the key that a recipe has for it, and every such key exists."""
 
 import dataclasses
+import importlib.util
 import typing
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from llava_mole.errors import ConfigError
 from llava_mole.mole.methods import METHODS
 from llava_mole.quantization import KEYS
 from llava_mole.training.arguments import OWN_ARGUMENTS
-from llava_mole.training.foreign_files import TOWERS, sketch
+from llava_mole.training.foreign_files import TOWERS, is_llava, sketch
 from llava_mole.training.foreign_names import NAMES, translation
 from llava_mole.training.reading import flags
 from llava_mole.training.recipe import Recipe
@@ -63,14 +64,14 @@ def test_a_key_that_does_not_exist_is_found_out() -> None:
 
 
 VALUES = [True, False, "lora", "a,b", "all", "4", 8, "sdpa", "bf16", 0.1, 3, "drop", "v1", "", None]
-VALUES += ["interleave_under", "delete"]
+VALUES += ["interleave_under", "delete", "pad"]
 
 
 @pytest.mark.parametrize("name", [name for name, foreign in NAMES.items() if foreign.put])
 def test_what_a_sketch_takes_over_lands_in_keys_that_exist(name: str) -> None:
     put = NAMES[name].put
     assert put is not None
-    found = {}
+    found: dict[str, Any] = {}
     for value in VALUES:
         try:
             found |= put(value)
@@ -89,7 +90,7 @@ def test_what_a_sketch_takes_over_lands_in_keys_that_exist(name: str) -> None:
         ("model", "torch_dtype", "bfloat16", "model.torch_dtype: unknown key, a name of "
          "ms-swift and transformers; here model.dtype"),
         ("training", "warmup_ratio", 0.03, "training.warmup_ratio=0.03: a name of "
-         "transformers; here training.warmup_steps: a share below 1 is said as warmup_steps: 0.03"),
+         "transformers; here training.warmup_steps: the same value: below 1 it is a share"),
         ("training", "evaluation_strategy", "no", "here training.eval_strategy"),
         ("data", "cutoff_len", 2048, "a name of LLaMA-Factory; here data.max_length"),
         (None, "mm_projector_lr", 2e-5, "a name of LLaVA; here stages.N.learning_rates: "
@@ -202,6 +203,31 @@ wandb_project:
 """
 
 
+LLAMA_FACTORY_LLAVA = """
+model_name_or_path: llava-hf/llava-1.5-7b-hf
+stage: sft
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+dataset: mllm_demo
+template: llava
+cutoff_len: 2048
+val_size: 0.1
+eval_strategy: steps
+eval_steps: 500
+tf32: true
+deepspeed: examples/deepspeed/ds_z3_config.json
+gradient_checkpointing: true
+output_dir: saves/llava
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+warmup_ratio: 0.1
+"""
+LLAVA_ALIGNED = LLAVA.replace(
+    "--version v1", "--version v1 --pretrain_mm_mlp_adapter ck/mm_projector.bin"
+).replace("--mm_use_im_start_end False", "--mm_use_im_start_end False --image_aspect_ratio pad")
+
+
 def read(text: str) -> dict[str, Any]:
     return flags(text) if "--" in text else yaml.safe_load(text)
 
@@ -211,6 +237,8 @@ def read(text: str) -> dict[str, Any]:
     [
         (LLAMA_FACTORY, "LLaMA-Factory", "their.yaml"),
         (LLAVA, "LLaVA", "finetune.sh"),
+        (LLAMA_FACTORY_LLAVA, "LLaMA-Factory", "their.yaml"),
+        (LLAVA_ALIGNED, "LLaVA", "finetune.sh"),
         (SWIFT, "ms-swift", "their.yaml"),
         (AXOLOTL, "Axolotl", "their.yaml"),
     ],
@@ -229,7 +257,70 @@ def test_a_whole_file_of_another_program_is_translated_key_by_key_and_sketched(
     drawn.write_text(sketch(read(text)))
     assert sketch(read(text)) in said
     # FlashAttention takes no masks, so the sketch never shares prefixes, and is a valid recipe.
-    load_recipe(drawn)
+    begun = yaml.safe_load(sketch(read(text)))["model"].get("start_from")
+    if begun is None:
+        load_recipe(drawn)
+        return
+    assert f"--out {begun}" in said
+    with pytest.raises(ConfigError, match="one problem") as pending:  # the folder to be converted
+        load_recipe(drawn)
+    assert "model.start_from" in str(pending.value)
+
+
+def test_a_sketch_of_a_whole_llava_starts_from_it_and_leaves_its_projector_frozen() -> None:
+    drawn = yaml.safe_load(sketch(read(LLAMA_FACTORY_LLAVA)))
+    assert drawn["model"] == {
+        "start_from": "models/llava-1.5-7b-hf", "lora": {"r": 8, "target_modules": "all-linear"},
+    }  # fmt: skip
+    assert drawn["stages"][0]["learning_rates"] == {"lora": 1e-4}
+    assert drawn["stages"][0]["questions_per_picture"] == 1
+    assert drawn["training"] == {"warmup_steps": 0.1, "activation_checkpointing": True}
+    assert drawn["data"]["too_long"] == "drop"
+    assert drawn["data"]["sources"][0]["language"] == "en"
+
+
+def test_a_base_that_ms_swift_names_is_the_sketchs_language_model() -> None:
+    assert yaml.safe_load(sketch(read(SWIFT)))["model"]["language_model"] == "Qwen/Qwen2.5-7B"
+    whole = {**read(SWIFT), "model": "swift/LLaVA-1.5"}
+    assert yaml.safe_load(sketch(whole))["model"]["start_from"] == "models/LLaVA-1.5"
+
+
+def test_a_folder_is_a_llava_by_its_config_and_not_by_its_name(tmp_path: Path) -> None:
+    for name, kind in (("mine", "llava"), ("llava-text", "llama")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    assert is_llava(str(tmp_path / "mine"))
+    assert not is_llava(str(tmp_path / "llava-text"))
+
+
+def test_a_projector_of_the_first_stage_is_converted_and_started_from(tmp_path: Path) -> None:
+    path = tmp_path / "finetune.sh"
+    path.write_text(LLAVA_ALIGNED)
+    with pytest.raises(ConfigError) as answer:
+        load_recipe(path)
+    assert (
+        "llava-mole convert ck/mm_projector.bin --out models/aligned --language-model "
+        "lmsys/vicuna-7b-v1.5 --vision-model ViT-L-14-336-quickgelu --vision-pretrained openai "
+        "--image-aspect-ratio pad"
+    ) in str(answer.value)
+    assert yaml.safe_load(sketch(read(LLAVA_ALIGNED)))["model"] == {
+        "start_from": "models/aligned", "dtype": "float32",
+    }  # fmt: skip
+
+
+def test_deepspeed_that_is_not_installed_is_told_with_its_pip_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "deepspeed" else found(name)
+    )
+    values = good()
+    values.setdefault("training", {})["deepspeed"] = "zero3.json"
+    path = write(tmp_path, values)
+    assert main(["train", "--config", str(path), "--dry-run"]) == 2
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[deepspeed\]"'):
+        load_recipe(path)
 
 
 def test_a_sketch_says_the_same(tmp_path: Path) -> None:
@@ -256,7 +347,7 @@ def test_a_sketch_says_the_same(tmp_path: Path) -> None:
 def test_llavas_full_fine_tuning_trains_the_language_model_and_pretraining_the_projector() -> None:
     full = yaml.safe_load(sketch(flags(LLAVA)))
     assert full["stages"][0]["learning_rates"] == {"projector": 1e-5, "language_model": 2e-5}
-    assert full["model"]["vision_model"] == "ViT-L-14-336"
+    assert full["model"]["vision_model"] == "ViT-L-14-336-quickgelu"
     assert full["model"]["vision_layer"] == -2
     assert full["model"]["chat_template"] == "vicuna_v1"
     first = yaml.safe_load(sketch({**flags(LLAVA), "tune_mm_mlp_adapter": True}))
