@@ -17,7 +17,7 @@ from llava_mole.training.hub_push import hub_problems
 OWN_ARGUMENTS = {
     "output_dir": "output_dir of the recipe",
     "max_steps": "stages.N.steps",
-    "num_train_epochs": "stages.N.steps",
+    "num_train_epochs": "stages.N.passes",
     "per_device_train_batch_size": "stages.N.pictures_per_step",
     "learning_rate": "stages.N.learning_rates",
     "seed": "seed of the recipe",

@@ -260,8 +260,9 @@ def contents(recipe: Recipe) -> dict[str, str]:
     stages = [stage.data for stage in recipe.stages if stage.data is not None]
     paths = [s.path for data in (recipe.data, *stages) for s in data.sources]
     places = [split_path(path)[0] for path in paths if not path.startswith("hub:")]
-    if recipe.model.chat_template.endswith(".jinja"):
-        places.append(Path(recipe.model.chat_template))
+    template = recipe.model.chat_template
+    if template is not None and template.endswith(".jinja"):
+        places.append(Path(template))
     found = {}
     for path in places:
         if path.is_file():

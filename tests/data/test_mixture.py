@@ -104,7 +104,8 @@ def test_with_limits_a_pass_is_the_shortest_that_sees_all(counts, weight, seed):
         return  # so rare that blocks would not fit
     assert (mixture.quotas >= np.array(counts)).all()
     assert (mixture.quotas <= np.floor(1.5 * np.array(counts))).all()
-    fewer = mixture.rows - 2 * len(counts) - 1  # each share is rounded, the held ones' too
+    # Each share is rounded, the held ones' too.
+    fewer = mixture.rows - max(2 * len(counts) + 1, mixture.rows // 20)
     if (mixture.quotas < mixture.wanted).any() and fewer >= sum(counts):
         limits = np.floor(1.5 * np.array(counts))
         given = held(largest_remainders(mixture.requested * fewer, fewer), limits)

@@ -60,7 +60,7 @@ class Served:
         assert request["temperature"] == 0
         length = request["max_tokens"]
         text = self.engine.answer(
-            [{"role": "user", "content": parts}], pictures, max_new_tokens=length, do_sample=False
+            [{"role": "user", "content": parts}], pictures, max_new_tokens=length
         )
         told: dict[str, Any] | None = None
         if request.get("logprobs") and self.top is not None:
