@@ -241,6 +241,7 @@ def test_every_kind_of_folder_gives_the_same_logits_in_a_process_of_its_own(
         from safetensors.torch import save_file
         import llava_mole
         from transformers import AutoModelForImageTextToText, AutoProcessor
+        torch.set_num_threads(1)
         sys.path.insert(0, {str(REPOSITORY)!r})
         from tests.helpers import assistant, picture, training_batch, user
         chat = [user("What is it?", picture(1)), assistant("a cat")]
@@ -261,7 +262,9 @@ def test_every_kind_of_folder_gives_the_same_logits_in_a_process_of_its_own(
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "found.safetensors")
     for (kind, _), number in zip(KINDS.items(), expected, strict=True):
-        assert_close(found[number], expected[number], rtol=0, atol=0, msg=kind)
+        assert_close(
+            found[number], expected[number], rtol=0, atol=0, msg=lambda m, kind=kind: f"{kind}: {m}"
+        )
 
 
 # ---------------------------------------------------------------------- damage, by name
