@@ -34,7 +34,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import llava_mole  # noqa: F401
 from llava_mole.serving.chat import ChatEngine
-from llava_mole.serving.openai_api import Limits, make_api
+from llava_mole.serving.limits import Limits
+from llava_mole.serving.openai_api import make_api
 
 QUESTIONS = (
     "What is in the picture?", "图片里是什么？", "O que há na imagem?", "ماذا يوجد في الصورة؟",
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, AutoProcessor.from_pretrained(args.model),
         max_rows=args.rows, max_waiting=args.clients,
     )  # fmt: skip
-    app = make_api(engine, name="model", limits=Limits(seconds=600))
+    app = make_api({"model": engine}, limits=Limits(seconds=600))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:

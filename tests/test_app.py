@@ -1,26 +1,38 @@
-"""The demo, launched for real on this machine and spoken to as a browser does."""
+"""The demo's command: models found or not, names, ports; and the page as programs speak to it."""
 
 import itertools
+import json
+import random
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
-import gradio as gr
 import httpx
 import openai
 import pytest
-import uvicorn
 from gradio_client import Client, handle_file
 from PIL import Image
 
 import app as demo
 from llava_mole.serving.chat import ChatEngine
+from llava_mole.serving.generation import Sampling
+from llava_mole.serving.limits import Limits
+from llava_mole.serving.room import Room
+from tests.serving.browser import served
+
+TOKENS = 16
+AUTO = ("", 0.0, 1.0, TOKENS, None)
+"""Language and settings as the page has them at first, but for the length."""
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_model_dir: Path) -> ChatEngine:
-    return ChatEngine.from_folder(tiny_model_dir, device="cpu")
+def room(tiny_model_dir: Path) -> Iterator[Room]:
+    engine = ChatEngine.from_folder(tiny_model_dir, device="cpu")
+    yield Room([engine], Limits(tokens=64, body_bytes=500_000, characters=2000))
+    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -31,76 +43,240 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(engine: ChatEngine, picture: Path) -> Iterator[gr.Blocks]:
-    blocks = demo.build_app(engine, title="test", pictures=[picture])
-    blocks.launch(prevent_thread_lock=True, quiet=True, css=demo.CSS, show_error=True)
-    yield blocks
-    blocks.close()
+def address(room: Room, picture: Path) -> Iterator[str]:
+    with served(room, ["mine"], [picture]) as url:
+        yield url
 
 
 @pytest.fixture
-def client(page: gr.Blocks) -> Client:
-    return Client(page.local_url, verbose=False)
+def client(address: str) -> Client:
+    return Client(address, verbose=False)
 
 
-def test_answers_arrive_in_pieces_and_match_the_engine(
-    client: Client, engine: ChatEngine, picture: Path
+def ask(client: Client, text: str, *pictures: Path) -> dict[str, Any]:
+    """The last message of the conversation."""
+    message = {"text": text, "files": [handle_file(str(path)) for path in pictures]}
+    *_, chat = client.predict(message, *AUTO, api_name="/chat")
+    return chat[-1]
+
+
+def text_of(message: dict[str, Any]) -> str:
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def alone(room: Room, text: str, *pictures: Path) -> str:
+    asked = [{"role": "user", "content": "<image>" * len(pictures) + text}]
+    return room.engines[0].answer(asked, list(pictures), max_new_tokens=TOKENS)
+
+
+def test_programs_may_ask_the_page_and_its_api(
+    client: Client, room: Room, picture: Path, address: str
 ) -> None:
-    job = client.submit("What is it?", handle_file(picture), api_name="/chat")
-    pieces = list(job)
-    assert len(pieces) > 1
-    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(pieces))
-    expected = engine.stream([{"role": "user", "content": "<image>\nWhat is it?"}], [picture])
-    assert job.outputs()[-1] == "".join(expected)
+    expected = alone(room, "What is it?", picture)
+    assert text_of(ask(client, "What is it?", picture)).strip() == expected
+    api = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
+    assert [model.id for model in api.models.list()] == ["mine"]
+    said = api.chat.completions.create(
+        model="mine", messages=[{"role": "user", "content": "Hello"}], max_tokens=TOKENS
+    )
+    assert said.choices[0].message.content == alone(room, "Hello")
 
 
-def test_a_second_question_follows_the_first(
-    client: Client, engine: ChatEngine, picture: Path
-) -> None:
-    first = client.predict("What is it?", handle_file(picture), api_name="/chat")
-    second = client.predict("And its colour?", handle_file(picture), api_name="/chat")
-    history = [
-        {"role": "user", "content": [{"type": "text", "text": "What is it?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": first}]},
+def test_a_second_question_follows_the_first(client: Client, room: Room, picture: Path) -> None:
+    first = text_of(ask(client, "What is it?", picture))
+    second = text_of(ask(client, "And its colour?"))
+    turns = [
+        {"role": "user", "content": "<image>What is it?"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "And its colour?"},
     ]
-    turns = demo.as_messages("And its colour?", history, picture)
-    assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
-    assert turns[0]["content"] == "<image>\nWhat is it?"
-    assert second == "".join(engine.stream(turns, [picture]))
-
-
-def test_text_alone_is_answered(client: Client) -> None:
-    assert isinstance(client.predict("Hello", None, api_name="/chat"), str)
+    sampling = Sampling(max_new_tokens=TOKENS)
+    assert second.strip() == room.engines[0].submit(turns, [picture], sampling).text()
 
 
 def test_an_error_is_shown_in_its_own_words_and_then_forgotten(
-    client: Client, engine: ChatEngine, picture: Path, tmp_path: Path
+    client: Client, room: Room, picture: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
-    whole = picture.read_bytes()
-    broken.write_bytes(whole[: len(whole) // 2])
-    shown = client.predict("What is it?", handle_file(broken), api_name="/chat")
-    assert shown["metadata"]["title"] == demo.ERROR_TITLE
-    assert "broken.png" in str(shown["content"])
-    shown = client.predict("<image>", None, api_name="/chat")
-    assert "1 &lt;image&gt; placeholders in the text but 0 images" in str(shown["content"])
-    answer = client.predict("What is it?", handle_file(picture), api_name="/chat")
-    first = [{"role": "user", "content": "<image>\nWhat is it?"}]
-    assert answer == "".join(engine.stream(first, [picture]))
+    broken.write_bytes(picture.read_bytes()[:60])
+    shown = ask(client, "What is it?", broken)
+    assert "Error" in shown["metadata"]["title"]
+    assert "broken.png" in text_of(shown)
+    assert "x" * 2000 not in text_of(ask(client, "x" * 2001))
+    assert text_of(ask(client, "Why?", picture)).strip() == alone(room, "Why?", picture)
 
 
-def test_every_language_has_an_example_question() -> None:
-    assert len(demo.QUESTIONS) == 6
-    assert any("\u0600" <= letter <= "\u06ff" for letter in demo.QUESTIONS["العربية"])
-    assert "unicode-bidi: plaintext" in demo.CSS
+# ---------------------------------------------------------------------- requests that mean harm
 
 
-def test_examples_are_spread_over_the_folder(tmp_path: Path) -> None:
+def post(address: str, path: str, body: Any) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(
+        address + path, content=content, headers={"Content-Type": "application/json"}, timeout=30
+    )
+
+
+def outcome(address: str, data: list[Any], fn_index: int = 0) -> str:
+    """All that the page says to one call by its queue."""
+    session = f"harm{random.getrandbits(40)}"
+    join = {"data": data, "fn_index": fn_index, "session_hash": session, "trigger_id": None}
+    joined = post(address, "/gradio_api/queue/join", join)
+    if joined.status_code != 200:
+        assert joined.status_code < 500
+        return joined.text
+    told = ""
+    with httpx.stream(
+        "GET", f"{address}/gradio_api/queue/data?session_hash={session}", timeout=30
+    ) as events:
+        for line in events.iter_lines():
+            told += line + "\n"
+            if "process_completed" in line or "unexpected_error" in line:
+                break
+    return told
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """A server that should never be asked."""
+
+    asked: list[str] = []  # noqa: RUF012  one for the test
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+def test_no_path_and_no_address_in_a_request_is_followed(
+    address: str, room: Room, client: Client, picture: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (16, 16), "blue").save(secret)
+    elsewhere = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{elsewhere.server_port}/x.png"
+    paths = [
+        "/etc/passwd", str(secret), f"../../../../../..{secret}", f"file://{secret}",
+        f"/gradio_api/file={secret}", url, url.replace("http", "HTTP"), f" {url}",
+        "\\\\host\\share\\x.png", "/proc/self/environ", "/dev/zero", "", "\x00", "a" * 5000,
+    ]  # fmt: skip
+    for path, inside in itertools.product(paths, ("files", "text", "seed")):
+        file = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+        message: Any = {"text": "What?", "files": [file] if inside == "files" else []}
+        data = [message, None, *AUTO]
+        if inside == "text":
+            message["text"] = file
+        if inside == "seed":
+            data[-1] = file
+        told = outcome(address, data)
+        assert "root:" not in told
+        assert alone(room, "What?", secret) not in told
+        assert "process_completed" not in told or '"success":false' in told or "Error" in told, told
+    assert Elsewhere.asked == []
+    elsewhere.shutdown()
+    assert text_of(ask(client, "Why?", picture)).strip() == alone(room, "Why?", picture)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("page.html", b"<html><script>alert(1)</script></html>"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"),
+        ("both.png", b"\x89PNG\r\n\x1a\n<html><script>alert(1)</script>"),
+        ("page.html.png", b"<html><script>alert(1)</script></html>"),
+        ("../../up.html", b"<script>alert(1)</script>"),
+        ("x.xhtml", b"<html xmlns='http://www.w3.org/1999/xhtml'><script>alert(1)</script></html>"),
+        ("x.js", b"alert(1)"),
+    ],
+)
+def test_uploads_never_come_back_as_a_page(address: str, name: str, content: bytes) -> None:
+    there = httpx.post(f"{address}/gradio_api/upload", files={"files": (name, content)}, timeout=30)
+    if there.status_code != 200:
+        assert 400 <= there.status_code < 500
+        return
+    (path,) = there.json()
+    assert "up.html" not in path or ".." not in path
+    back = httpx.get(f"{address}/gradio_api/file={path}", timeout=30)
+    kind = back.headers.get("content-type", "")
+    as_file = "attachment" in back.headers.get("content-disposition", "")
+    assert as_file or kind.startswith("image/png"), (kind, back.headers)
+    assert back.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'self'" in back.headers["content-security-policy"]
+
+
+def test_files_of_the_server_are_not_given_out(address: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("do not tell")
+    here = Path(demo.__file__).resolve()
+    for path in (secret, "/etc/passwd", here, here.parent / "pyproject.toml", "../../etc/passwd"):
+        for place in ("gradio_api/file=", "file=", "static/", "gradio_api/file=%2e%2e/", "v1/",
+                      "assets/../../"):  # fmt: skip
+            told = httpx.get(f"{address}/{place}{path}", timeout=30)
+            assert 400 <= told.status_code < 500 or "<!doctype html>" in told.text.lower()
+            assert "do not tell" not in told.text
+            assert "root:" not in told.text
+            assert "requires-python" not in told.text
+
+
+def test_too_much_is_refused(address: str) -> None:
+    big = {"files": ("big.png", b"x" * 600_000)}
+    assert httpx.post(f"{address}/gradio_api/upload", files=big, timeout=30).status_code == 413
+
+
+def test_three_hundred_strange_calls(
+    address: str, room: Room, client: Client, picture: Path
+) -> None:
+    draws = random.Random(0)
+    strange: list[Any] = [
+        None, True, -1, 1e308, "", "x", [], {}, [[]], {"text": 3}, {"files": 3}, "NaN",
+        {"text": None, "files": [None]}, {"text": ["a"], "files": [{}]}, [None] * 50, 2**70,
+        {"text": "a", "files": [{"path": None}]}, {"__type__": "update", "value": "x"},
+    ]  # fmt: skip
+    for number in range(300):
+        data = [draws.choice(strange) for _ in range(draws.choice([0, 1, 6, 7, 7, 7, 8]))]
+        body: Any = {
+            "data": data,
+            "fn_index": draws.choice([0, 0, 0, 1, 2, 9, 500, -1, "x", None]),
+            "session_hash": draws.choice([f"s{number}", None, 3, "x" * 300]),
+        }
+        path = draws.choice(
+            ["queue/join", "queue/join", "call/chat", "run/chat", "cancel", "reset", "heartbeat/x",
+             "component_server", "launch_chat", "deep_link"]
+        )  # fmt: skip
+        if number % 10 == 0:
+            body = draws.choice([b"", b"{", b"[" * 10_000, b"\xff\xfe", b"null", b'"x"'])
+        try:
+            told = post(address, f"/gradio_api/{path}", body)
+        except httpx.HTTPError as error:
+            pytest.fail(f"{path} {body}: {error!r}")
+        assert told.status_code < 500, (path, body, told.text[:300])
+    assert text_of(ask(client, "Why?", picture)).strip() == alone(room, "Why?", picture)
+    for _ in range(100):  # a call that made sense after all is written to its end
+        if room.engines[0].batcher.load() == (0, 0):
+            break
+        time.sleep(0.1)
+    assert room.engines[0].batcher.load() == (0, 0)
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_examples_are_favourites_or_spread_over_the_folder(tmp_path: Path) -> None:
     for index in range(40):
         (tmp_path / f"{index:02}.png").touch()
     names = [path.name for path in demo.example_pictures(tmp_path, 4)]
     assert names == ["00.png", "10.png", "20.png", "30.png"]
     assert demo.example_pictures(tmp_path / "none") == []
+    for name in demo.FAVOURITES:
+        (tmp_path / f"{name}.png").touch()
+    assert [path.stem for path in demo.example_pictures(tmp_path)] == list(demo.FAVOURITES)
+
+
+def test_models_are_called_by_their_run(tmp_path: Path) -> None:
+    folders = [tmp_path / "mole" / "model", tmp_path / "lora", tmp_path / "x" / "lora"]
+    assert demo.names_of(folders) == ["mole", "lora", "lora (3)"]
 
 
 def test_missing_model_says_which_command_to_run(
@@ -112,24 +288,7 @@ def test_missing_model_says_which_command_to_run(
     assert "make quickstart" in printed.err
 
 
-def test_page_and_api_share_a_process(engine: ChatEngine, picture: Path) -> None:
-    page = demo.build_app(engine, title="test", pictures=[picture])
-    app = demo.with_api(engine, page, name="mine")
-    port = demo.free_port("127.0.0.1", 17860)
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    address = f"http://127.0.0.1:{port}"
-    assert "gradio" in httpx.get(address, timeout=60).text
-    client = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
-    assert [model.id for model in client.models.list()] == ["mine"]
-    said = client.chat.completions.create(
-        model="mine", messages=[{"role": "user", "content": "Hello"}], max_tokens=4
-    )
-    hello = [{"role": "user", "content": "Hello"}]
-    assert said.choices[0].message.content == engine.answer(hello, max_new_tokens=4)
-    assert demo.free_port("127.0.0.1", port) != port
-    server.should_exit = True
-    thread.join(30)
+def test_a_port_in_use_is_passed_over() -> None:
+    first = demo.free_port("127.0.0.1", 17860)
+    with HTTPServer(("127.0.0.1", first), Elsewhere):
+        assert demo.free_port("127.0.0.1", first) > first

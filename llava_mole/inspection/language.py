@@ -39,6 +39,13 @@ def other_language(text: str, declared: str) -> tuple[str, float] | None:
     return (found, probability) if found != code and probability >= SURE else None
 
 
+def likeliest(text: str) -> str | None:
+    """Which of the six languages a question is in; None for one without letters."""
+    if not any(letter.isalpha() for letter in text):
+        return None
+    return _of_the_six().classify(text[:_CHARACTERS])[0]
+
+
 def is_known(declared: str) -> bool:
     return _identifier(primary(declared)) is not None
 
@@ -51,6 +58,13 @@ def primary(declared: str) -> str:
 
 def _identifier(code: str) -> LanguageIdentifier | None:
     return _narrowed(None if code in CONSIDERED else code)
+
+
+@lru_cache(maxsize=1)
+def _of_the_six() -> LanguageIdentifier:
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(set(LANGUAGES))
+    return identifier
 
 
 @lru_cache(maxsize=32)

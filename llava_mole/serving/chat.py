@@ -7,7 +7,7 @@ it would get alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from llava_mole.errors import CheckpointError, DataError
 from llava_mole.processing import images_of
 from llava_mole.serving.batching import Batcher
 from llava_mole.serving.generation import Generation, Sampling
-from llava_mole.serving.why import Why, explain
+from llava_mole.serving.why import Why, average_gates, explain, steered
 
 Message = dict[str, Any]
 PLACEHOLDER = "<image>"
@@ -71,6 +71,8 @@ class ChatEngine:
         images: Sequence[Any] = (),
         sampling: Sampling | None = None,
         listener: Callable[[str | None], None] | None = None,
+        *,
+        steering: str | None = None,
     ) -> Generation:
         """Queue a conversation; iterate over what is returned for the answer.
 
@@ -81,6 +83,8 @@ class ChatEngine:
                 their picture already need none.
             sampling: how it is written; by default the most likely tokens, at most 256.
             listener: see `Generation`.
+            steering: a text that Parrot reads the pictures for, in place of the words around them:
+                "Что это?" gives an English question the pictures as a Russian one sees them.
 
         Raises:
             DataError: pictures and placeholders differ in number, a picture cannot be read, or the
@@ -91,6 +95,8 @@ class ChatEngine:
         filled = fill_pictures(messages, images)
         with self._tokenizer:
             encoded = self.processor.encode(filled, add_generation_prompt=True)
+            if steering is not None:
+                encoded = steered(encoded, self.processor.question_ids(steering))
         length = len(encoded.input_ids)
         limit = self.model.config.get_text_config().max_position_embeddings
         if length >= limit:
@@ -133,17 +139,34 @@ class ChatEngine:
         """The whole answer; arguments and errors as in `stream`."""
         return "".join(self.stream(messages, images, **sampling)).strip()
 
-    def explain(self, messages: Sequence[Message], answer: str, images: Sequence[Any] = ()) -> Why:
+    def explain(
+        self,
+        messages: Sequence[Message],
+        answer: str,
+        images: Sequence[Any] = (),
+        *,
+        steering: str | None = None,
+    ) -> Why:
         """Which experts were on for an answer; see `why.py`.
 
         Args:
-            messages, images: see `submit`.
+            messages, images, steering: see `submit`.
 
         Raises:
-            DataError: see `submit`.
+            DataError: see `submit`; or conversation and answer are longer than the context.
         """
         filled = fill_pictures(messages, images)
-        return self.batcher.call(lambda: explain(self.model, self.processor, filled, answer))
+        return self.batcher.call(
+            lambda: explain(self.model, self.processor, filled, answer, steering=steering)
+        )
+
+    def gates(
+        self, questions: Mapping[str, Sequence[str]], pictures: Sequence[Any]
+    ) -> dict[str, list[float]]:
+        """Parrot's mean gate by language; see `why.average_gates`."""
+        return self.batcher.call(
+            lambda: average_gates(self.model, self.processor, questions, pictures)
+        )
 
     def close(self) -> None:
         """End what is being written, and the thread that does it."""

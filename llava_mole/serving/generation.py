@@ -6,6 +6,7 @@ The reader (a web page, an HTTP response) iterates over pieces of text and may c
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -128,6 +129,14 @@ class Generation:
                 raise self.error
         finally:
             self.cancel()
+
+    def taken(self) -> list[str | None]:
+        """The pieces that are there, without waiting for more; None is the end."""
+        pieces: list[str | None] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                pieces.append(self._pieces.get_nowait())
+        return pieces
 
     def text(self) -> str:
         """The whole answer, once it is there."""

@@ -5,7 +5,7 @@ never read, a remote picture never fetched. Errors have OpenAI's shape, `{"error
 "type", "param", "code"}}`, and say what is wrong with the request: 400; too large: 413; too slow to
 send: 408; as many wait as may: 429.
 
-    app = make_api(engine, name="my-model")
+    app = make_api({"my-model": engine})
     uvicorn.run(app)
 """
 
@@ -17,8 +17,7 @@ import binascii
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
@@ -30,25 +29,8 @@ from llava_mole.data.images import load_image
 from llava_mole.errors import DataError
 from llava_mole.serving.chat import ChatEngine
 from llava_mole.serving.generation import Generation, QueueFullError, Sampling
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one request.
-
-    Attributes:
-        body_bytes: of the whole request. body_seconds: to send it.
-        turns, pictures: in a conversation. pixels: of a picture.
-        tokens: of an answer. seconds: until it is there, waiting included.
-    """
-
-    body_bytes: int = 32 * 2**20
-    body_seconds: float = 60
-    turns: int = 100
-    pictures: int = 16
-    pixels: int = 40_000_000
-    tokens: int = 2048
-    seconds: float = 300
+from llava_mole.serving.limits import Limits
+from llava_mole.serving.listening import Listener
 
 
 class RequestError(Exception):
@@ -64,7 +46,9 @@ class RequestError(Exception):
 
     def response(self) -> JSONResponse:
         kind = "invalid_request_error" if self.status < 429 else "rate_limit_error"
-        code = {408: "timeout", 413: "too_large", 429: "queue_full"}.get(self.status)
+        code = {404: "model_not_found", 408: "timeout", 413: "too_large", 429: "queue_full"}.get(
+            self.status
+        )
         body = {"message": str(self), "type": kind, "param": self.param, "code": code}
         return JSONResponse({"error": body}, self.status)
 
@@ -264,36 +248,51 @@ def parsed(body: bytes) -> ChatRequest:
 
 
 def make_api(
-    engine: ChatEngine, *, name: str, limits: Limits | None = None, root: str = "/v1"
+    engines: Mapping[str, ChatEngine], *, limits: Limits | None = None, root: str = "/v1"
 ) -> FastAPI:
     """An application with OpenAI's two routes.
 
     Args:
-        engine: answers.
-        name: of the model, as `/v1/models` lists it. A request may name any model: there is one.
+        engines: models by name, as `/v1/models` lists them. Where there is one, a request may name
+            any model; where there are several, one of them, or none for the first.
         limits: of a request.
         root: before the routes.
     """
     app = FastAPI(title="LLaVA-MoLE", openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(make_router(engine, name=name, limits=limits or Limits()), prefix=root)
+    app.include_router(make_router(engines, limits=limits or Limits()), prefix=root)
     return app
 
 
-def make_router(engine: ChatEngine, *, name: str, limits: Limits) -> APIRouter:
+def chosen_engine(engines: Mapping[str, ChatEngine], model: str | None) -> tuple[str, ChatEngine]:
+    """Raises RequestError for a name that is none of several."""
+    first = next(iter(engines))
+    name = first if model is None or len(engines) == 1 else model
+    if name not in engines:
+        raise RequestError(
+            f"no model {name!r} here; there are {', '.join(engines)}", status=404, param="model"
+        )
+    return name, engines[name]
+
+
+def make_router(engines: Mapping[str, ChatEngine], *, limits: Limits) -> APIRouter:
     """The two routes, for an application that has others."""
     router = APIRouter()
     created = int(time.time())
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        one = {"id": name, "object": "model", "created": created, "owned_by": "llava-mole"}
-        return {"object": "list", "data": [one]}
+        data = [
+            {"id": name, "object": "model", "created": created, "owned_by": "llava-mole"}
+            for name in engines
+        ]
+        return {"object": "list", "data": data}
 
     @router.post("/chat/completions")
     async def completions(request: Request) -> Response:
         try:
             asked = parsed(await read_body(request, limits))
             check_supported(asked)
+            name, engine = chosen_engine(engines, asked.model)
             sampling = sampling_of(asked, limits)
             listener = Listener()
             one = await run_in_threadpool(
@@ -315,22 +314,6 @@ def make_router(engine: ChatEngine, *, name: str, limits: Limits) -> APIRouter:
         return await whole(head, one, listener, request.is_disconnected)
 
     return router
-
-
-class Listener:
-    """Pieces of an answer, from the thread that writes to the event loop that sends."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
-
-    def hear(self, piece: str | None) -> None:
-        """Called by the writer; None: that was all."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
-
-    async def next(self) -> str | None:
-        return await self._pieces.get()
 
 
 FINISH = {"stop": "stop", "length": "length", "time": "length", "cancelled": "stop"}

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
+from llava_mole.errors import DataError
 from llava_mole.languages import LANGUAGE_NAMES
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
-from llava_mole.processing import IGNORE, LlavaMoleProcessor, images_of
+from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor, images_of
 
 PICTURE, WORDS, ANSWER = "picture", "words", "answer"
 
@@ -137,18 +138,28 @@ def explain(
     processor: LlavaMoleProcessor,
     messages: Sequence[dict[str, Any]],
     answer: str,
+    *,
+    steering: str | None = None,
 ) -> Why:
     """What was on while `answer` was written to the conversation.
 
     Args:
         messages: typed parts with their pictures, ending with the user's turn.
         answer: what the model said.
+        steering: the text that Parrot read the pictures for, where it was not the words around.
 
     Raises:
-        DataError: the conversation cannot be encoded.
+        DataError: the conversation cannot be encoded, or is longer than the context.
     """
     said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     encoded = processor.encode([*messages, said])
+    if steering is not None:
+        encoded = steered(encoded, processor.question_ids(steering))
+    limit = model.config.get_text_config().max_position_embeddings
+    if len(encoded.input_ids) > limit:
+        raise DataError(
+            f"conversation and answer are {len(encoded.input_ids)} tokens, the context is {limit}"
+        )
     pictures = images_of(messages)
     device = model.device
     batch = processor.batch([encoded], pictures).to(device)
@@ -156,9 +167,9 @@ def explain(
     gates: list[list[float]] = []
     if pictures:
         features = model.encode_images(batch["pixel_values"])
-        steering = {name: batch[name] for name in ("question_ids", "question_mask")}
-        inputs |= {"image_features": features, **steering}
-        gates = gates_of(model, features, steering["question_ids"], steering["question_mask"])
+        asked = {name: batch[name] for name in ("question_ids", "question_mask")}
+        inputs |= {"image_features": features, **asked}
+        gates = gates_of(model, features, asked["question_ids"], asked["question_mask"])
     model(**inputs, logits_to_keep=1, use_cache=False)
     records = [] if model.mole is None else model.mole.records
     records = [r for r in records if r.route.probs is not None]
@@ -183,6 +194,15 @@ def explain(
         grid_of(model),
         tuple(tuple(gate) for gate in gates),
     )
+
+
+def steered(encoded: Encoded, question: list[int]) -> Encoded:
+    """The same conversation, each of its pictures read for another question.
+
+    Args:
+        question: its tokens, from `processor.question_ids`.
+    """
+    return replace(encoded, questions=[question] * len(encoded.questions))
 
 
 def last_answer(labels: Sequence[int]) -> int:

@@ -21,7 +21,8 @@ import pytest
 import uvicorn
 
 from llava_mole.serving.chat import ChatEngine
-from llava_mole.serving.openai_api import Limits, make_api
+from llava_mole.serving.limits import Limits
+from llava_mole.serving.openai_api import make_api
 from tests import helpers
 
 LIMITS = Limits(body_bytes=2_000_000, body_seconds=1.5, turns=20, pictures=3, pixels=10_000,
@@ -33,7 +34,7 @@ class Server:
 
     def __init__(self, engine: ChatEngine) -> None:
         self.engine = engine
-        app = make_api(engine, name="tiny", limits=LIMITS)
+        app = make_api({"tiny": engine}, limits=LIMITS)
         self.server = uvicorn.Server(
             uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_keep_alive=2)
         )

@@ -1,0 +1,26 @@
+"""Limits: how much one request, or one visitor's conversation, may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request.
+
+    Attributes:
+        body_bytes: of the whole request. body_seconds: to send it.
+        turns, pictures: in a conversation. pixels: of a picture.
+        characters: of a question typed on the page.
+        tokens: of an answer. seconds: until it is there, waiting included.
+    """
+
+    body_bytes: int = 32 * 2**20
+    body_seconds: float = 60
+    turns: int = 100
+    pictures: int = 16
+    pixels: int = 40_000_000
+    characters: int = 20_000
+    tokens: int = 2048
+    seconds: float = 300

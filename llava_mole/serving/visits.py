@@ -1,0 +1,238 @@
+"""Visits: what happens on the page when somebody asks, stops, goes back, or wants to know why.
+
+Every method is a handler of Gradio's: it takes values of components, and gives their new ones. A
+visitor's conversation and explanation come in and go out with each call; nothing of them stays
+here.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llava_mole.errors import DataError
+from llava_mole.inspection.language import likeliest
+from llava_mole.languages import LANGUAGES
+from llava_mole.serving.generation import QueueFullError, Sampling
+from llava_mole.serving.room import Room
+from llava_mole.serving.shown import shown, status_line
+from llava_mole.serving.talk import (
+    WHAT_IS_THIS,
+    Exchange,
+    Question,
+    Talk,
+    language_line,
+    question_of,
+)
+from llava_mole.serving.why_panel import Explanation, explanation_of
+
+Updates = tuple[Any, ...]
+
+
+class Visits:
+    """See the module's docstring.
+
+    Args:
+        room: the models.
+        names: what they are called, in the same order.
+        pictures: Parrot's average gate is taken over them.
+    """
+
+    def __init__(self, room: Room, names: Sequence[str], pictures: Sequence[Path]) -> None:
+        self.room, self.names, self.pictures = room, tuple(names), tuple(pictures)
+        self._usual: dict[int, Mapping[str, Sequence[float]]] = {}
+        likeliest("warm")  # its model takes half a second to load: not while somebody types
+
+    # ------------------------------------------------------------------ asking
+    # These give (text box, conversation, status, a Chatbot per model).
+
+    async def ask(
+        self,
+        message: dict[str, Any] | None,
+        talk: Talk,
+        language: str,
+        temperature: float,
+        top_p: float,
+        longest: float,
+        seed: float | None,
+        request: gr.Request,
+    ) -> AsyncIterator[Updates]:
+        """What was typed, with the pictures beside it."""
+        message = message or {}
+        pictures = message.get("files") or ()
+        question = question_of(message.get("text") or "", pictures, language or None)
+        sampling = sampling_of(temperature, top_p, longest, seed)
+        async for update in self._answers(request, talk, question, sampling):
+            yield update
+
+    async def ask_again(
+        self,
+        talk: Talk,
+        temperature: float,
+        top_p: float,
+        longest: float,
+        seed: float | None,
+        request: gr.Request,
+    ) -> AsyncIterator[Updates]:
+        """The last question once more, its answer forgotten."""
+        question = talk[-1].question if talk else None
+        sampling = sampling_of(temperature, top_p, longest, seed)
+        async for update in self._answers(request, talk[:-1], question, sampling):
+            yield update
+
+    def ask_in(self, language: str) -> Callable[..., AsyncIterator[Updates]]:
+        """What the last pictures are, asked in a language, as a new conversation."""
+
+        async def ask(
+            talk: Talk,
+            temperature: float,
+            top_p: float,
+            longest: float,
+            seed: float | None,
+            request: gr.Request,
+        ) -> AsyncIterator[Updates]:
+            pictures = last_pictures(talk)
+            question = question_of(WHAT_IS_THIS[language], pictures, None) if pictures else None
+            sampling = sampling_of(temperature, top_p, longest, seed)
+            async for update in self._answers(request, (), question, sampling):
+                yield update
+
+        return ask
+
+    async def _answers(
+        self, request: gr.Request, talk: Talk, question: Question | None, sampling: Sampling
+    ) -> AsyncIterator[Updates]:
+        if question is None:
+            gr.Info("Add a picture or type a question first.")
+            yield tuple(gr.skip() for _ in range(3 + len(self.names)))
+            return
+        box: Any = gr.MultimodalTextbox(
+            value={"text": "", "files": []}, submit_btn=False, stop_btn=True
+        )
+        visitor = str(request.session_hash)
+        async for answers in self.room.answers(visitor, talk, question, sampling):
+            now = (*talk, Exchange(question, answers))
+            yield (box, now, status_line(answers, self.names), *self._chats(now))
+            box = gr.skip()
+
+    def unlock(self) -> Any:
+        """The text box, after an answer."""
+        return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
+
+    def stop(self, request: gr.Request) -> None:
+        """The button, or a tab that was closed."""
+        self.room.stop(str(request.session_hash))
+
+    def undo(self, talk: Talk) -> Updates:
+        """The last question back into the text box."""
+        question = talk[-1].question if talk else Question("")
+        files = [str(path) for path in question.pictures]
+        return ({"text": question.text, "files": files}, talk[:-1], "", *self._chats(talk[:-1]))
+
+    def clear(self) -> Updates:
+        """A new conversation."""
+        return ({"text": "", "files": []}, (), "", *self._chats(()))
+
+    def _chats(self, talk: Talk) -> list[list[dict[str, Any]]]:
+        return [shown(talk, model) for model in range(len(self.names))]
+
+    # ------------------------------------------------------------------ while typing
+
+    def typed(self, message: dict[str, Any] | None, language: str) -> Any:
+        """The language's label; that of the last question while nothing is typed."""
+        text = (message or {}).get("text") or ""
+        if not text.strip():
+            return gr.skip()
+        return gr.Dropdown(label=language_line(question_of(text, (), language or None)))
+
+    def with_photo(self, message: dict[str, Any] | None, photo: str | None) -> Updates:
+        """(text box, camera): a photo taken goes to the other pictures."""
+        if photo is None:
+            return gr.skip(), gr.skip()
+        message = message or {}
+        files = [*(message.get("files") or []), photo]
+        return {"text": message.get("text") or "", "files": files}, None
+
+    # ------------------------------------------------------------------ why
+    # These give (explanation, slider, sentence, maps, words, legend, gates).
+
+    def explain_last(self, talk: Talk, model: int) -> Updates:
+        return self.explain(talk, len(talk) - 1, model)
+
+    def explain_selected(self, model: int) -> Callable[..., Updates]:
+        """Of a message that was selected in a model's Chatbot; the model's number comes first."""
+
+        def explain(talk: Talk, event: gr.SelectData) -> Updates:
+            index = event.index
+            place = int(index[0] if isinstance(index, list | tuple) else index)
+            return (model, *self.explain(talk, place // 2, model))
+
+        return explain
+
+    def explain(self, talk: Talk, number: int, model: int) -> Updates:
+        """Of one answer; empty where there is none."""
+        hidden = gr.Slider(visible=False)
+        if not 0 <= number < len(talk):
+            return (None, hidden, "", "", "", "", "")
+        said = talk[number].answers[model]
+        if said.state == "error" or not said.text.strip():
+            return (None, hidden, "", "", "", "", "")
+        try:
+            found = explanation_of(
+                self.room.engines[model], talk, number, model, self.room.limits,
+                self._usual_gates(model),
+            )  # fmt: skip
+        except (DataError, QueueFullError, RuntimeError) as error:
+            return (None, hidden, f"Not explained: {html.escape(str(error))}", "", "", "", "")
+        layers = len(found.why.routers)
+        layer = max(0, layers - 1) // 2
+        slider = gr.Slider(
+            maximum=max(2, layers),
+            value=layer + 1,
+            visible=layers > 1,
+            label=f"Layer, 1 to {layers}",
+        )
+        sentence = f'<div class="why-sentence">{found.sentence()}</div>'
+        drawn = (found.maps(layer), found.words(layer), found.legend, found.gates)
+        return (found, slider, sentence, *drawn)
+
+    def redraw(self, found: Explanation | None, layer: float) -> Updates:
+        """(maps, words) at another layer."""
+        if found is None or not found.why.routers:
+            return gr.skip(), gr.skip()
+        router = min(max(int(layer), 1), len(found.why.routers)) - 1
+        return found.maps(router), found.words(router)
+
+    def _usual_gates(self, model: int) -> Mapping[str, Sequence[float]]:
+        """Language -> average gate over the example pictures; taken once."""
+        if model not in self._usual:
+            questions = {code: [WHAT_IS_THIS[code]] for code in LANGUAGES}
+            engine = self.room.engines[model]
+            self._usual[model] = engine.gates(questions, self.pictures) if self.pictures else {}
+        return self._usual[model]
+
+
+def last_pictures(talk: Talk) -> tuple[Path, ...]:
+    """Of the last question that came with some."""
+    return next((one.question.pictures for one in reversed(talk) if one.question.pictures), ())
+
+
+def sampling_of(temperature: float, top_p: float, longest: float, seed: float | None) -> Sampling:
+    """The settings of the page.
+
+    Raises:
+        gr.Error: what no slider gives.
+    """
+    try:
+        return Sampling(
+            max_new_tokens=int(longest),
+            temperature=float(temperature),
+            top_p=float(top_p),
+            seed=None if seed is None else int(seed),
+        )
+    except (DataError, TypeError, ValueError, OverflowError) as error:
+        raise gr.Error(f"Settings: {error}") from error
