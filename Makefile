@@ -1,8 +1,9 @@
 # One virtual environment, made on first use and again when pyproject.toml changes.
 #
 #   make quickstart   train a small multilingual model on this machine and score it
-#   make demo         chat with that model about a picture, in the browser
+#   make demo         ask that model about pictures in the browser, and see why it answers so
 #   make test         the test suite
+#   make test-all     the same and its repeats on other launchers and sizes
 #   make check        ruff, mypy and the test suite: what CI runs
 #   make format       let ruff tidy the code
 #   make clean        remove the environment and caches
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test check lint format clean
+.PHONY: help quickstart demo test test-all check lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,6 +39,9 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "(thorough or not thorough) and not hub"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

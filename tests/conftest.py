@@ -28,6 +28,10 @@ torch.set_num_threads(1)  # tiny models: threads only wait for each other
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine cannot run, and say so."""
     asked_for_hub = "hub" in config.getoption("-m")
+    if "thorough" not in config.getoption("-m") and not any("::" in one for one in config.args):
+        left = [item for item in items if item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left)
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -28,7 +28,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-@pytest.mark.parametrize("kind", ["step", "layer", "decode"])
+@pytest.mark.parametrize(
+    "kind", ["step", pytest.param("layer", marks=pytest.mark.thorough), "decode"]
+)
 def test_every_arm_is_timed_beside_pefts_lora(
     script: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

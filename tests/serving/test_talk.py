@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data.openmoji_questions import HELD_OUT, TRAINED
 from llava_mole.errors import DataError
 from llava_mole.inspection.language import likeliest
 from llava_mole.languages import LANGUAGES
@@ -34,6 +35,18 @@ def picture(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_language_is_told_by_three_words(language: str) -> None:
     assert likeliest(WHAT_IS_THIS[language]) == language
+
+
+def test_every_question_form_of_the_starter_is_told() -> None:
+    forms = [
+        (language, form.format(name="", options=""))
+        for table in (TRAINED, HELD_OUT)
+        for by_language in table.values()
+        for language, texts in by_language.items()
+        for form in texts
+    ]
+    assert len(forms) >= 168
+    assert [(one, likeliest(text)) for one, text in forms if likeliest(text) != one] == []
 
 
 def test_nothing_to_read_is_no_language() -> None:

@@ -254,7 +254,7 @@ def test_a_dry_run_shows_what_is_held_out(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fsdp", ["false", "true"])
+@pytest.mark.parametrize("fsdp", [pytest.param("false", marks=pytest.mark.thorough), "true"])
 def test_two_workers_find_the_same_losses_to_the_bit(
     fsdp: str, recipe_file: Path, held_out_file: Path, tmp_path: Path
 ) -> None:

@@ -75,7 +75,13 @@ def log_lines(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher", ["workers", "torchrun", "accelerate, DDP", "accelerate, FSDP2"]
+    "launcher",
+    [
+        pytest.param("workers", marks=pytest.mark.thorough),
+        "torchrun",
+        pytest.param("accelerate, DDP", marks=pytest.mark.thorough),
+        "accelerate, FSDP2",
+    ],
 )
 def test_every_launcher_trains_what_one_process_trains(
     launcher: str, mixed: Path, tmp_path: Path
@@ -105,7 +111,9 @@ def test_every_launcher_trains_what_one_process_trains(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["workers", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher", ["workers", pytest.param("torchrun", marks=pytest.mark.thorough)]
+)
 def test_an_error_on_one_rank_ends_all_with_one_message(
     launcher: str, recipe_file: Path, data: Path
 ) -> None:

@@ -28,7 +28,10 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    ["ddp", pytest.param("fsdp", marks=pytest.mark.thorough), "fsdp, tower frozen"],
+)
 def test_ranks_with_other_kinds_of_rows_sum_up_to_one(
     case: str, tiny_parts: Any, tmp_path: Path
 ) -> None:

@@ -138,7 +138,13 @@ def test_two_steps_of_every_stage_in_miniature(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "engine"), [("llava-mole-7b", "ddp"), ("parrot-7b", "fsdp2")])
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        pytest.param("llava-mole-7b", "ddp", marks=pytest.mark.thorough),
+        ("parrot-7b", "fsdp2"),
+    ],
+)
 def test_two_steps_as_the_first_line_launches_them(name: str, engine: str, tmp_path: Path) -> None:
     """Its own accelerate config, on two CPU processes."""
     path = ROOT / f"configs/{name}.yaml"

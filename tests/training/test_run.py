@@ -215,7 +215,9 @@ def test_rows_that_workers_cannot_share_are_refused(
     assert "stages.instruct.pictures_per_step=3" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent", [pytest.param(signal.SIGTERM, marks=pytest.mark.thorough), signal.SIGKILL]
+)
 def test_workers_end_with_the_process_that_started_them(
     recipe_file: Path, tmp_path: Path, sent: int
 ) -> None:
