@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from llava_mole import checkpoint, provenance, quantization, starting
+from llava_mole import provenance, quantization, starting
 from llava_mole.attention import ATTENTIONS, check_installed
 from llava_mole.configuration import (
     LlavaMoleConfig,
@@ -25,6 +25,7 @@ from llava_mole.configuration import (
     WeightSource,
 )
 from llava_mole.errors import ConfigError
+from llava_mole.language_model import load_language_model, locate, weights_hash
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.config import MoleConfig
 from llava_mole.placeholder import placeholder
@@ -122,8 +123,8 @@ def build_model(
     if recipe.quantization is not None:
         packed = quantization.resolved(recipe.quantization, recipe.dtype)
     processor, tower, vision = build_processor(recipe)  # a wrong template costs no loading
-    base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
-    language_model = checkpoint.load_language_model(
+    base = locate(recipe.language_model, recipe.language_model_revision)
+    language_model = load_language_model(
         base,
         dtype=dtype,
         attn_implementation=recipe.attn_implementation,
@@ -145,7 +146,7 @@ def build_model(
         text_source=WeightSource(
             from_anywhere(recipe.language_model),
             recipe.language_model_revision,
-            checkpoint.weights_hash(base),
+            weights_hash(base),
         ).to_dict(),
         vision=vision.to_dict(),
         projector=recipe.projector.to_dict(),
@@ -194,7 +195,7 @@ def context_length(recipe: ModelRecipe) -> int:
     """Tokens that the language model has positions for; its weights are not read."""
     if recipe.start_from is not None:
         return int(starting.read_start(recipe.start_from).text_config.max_position_embeddings)
-    base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
+    base = locate(recipe.language_model, recipe.language_model_revision)
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     return int(config.get_text_config().max_position_embeddings)
 
@@ -215,7 +216,7 @@ def build_processor(
         if recipe.parrot is not None:
             processor.condition_on = recipe.parrot.condition_on
         return processor, tower, vision
-    base = checkpoint.locate(recipe.language_model, recipe.language_model_revision)
+    base = locate(recipe.language_model, recipe.language_model_revision)
     tokenizer = load_tokenizer(base, local_files_only=True)
     rows = AutoConfig.from_pretrained(base, local_files_only=True).get_text_config().vocab_size
     image_token = placeholder(tokenizer, rows, recipe.image_token)

@@ -15,28 +15,25 @@ unpickled.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    LoraConfig,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-)
-from peft.tuners.tuners_utils import cast_adapter_dtype
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from llava_mole import hub, ranks, sharding
 from llava_mole.configuration import LlavaMoleConfig, WeightSource
 from llava_mole.errors import CheckpointError, ConfigError
-from llava_mole.folders import replacing_folder, sha256_file
+from llava_mole.folders import replacing_folder
+from llava_mole.language_model import (
+    LANGUAGE_MODEL,
+    load_language_model,
+    locate,
+    weights_hash,
+)
 from llava_mole.licences import FOLDER as LICENCES
 from llava_mole.modelcard import copy_licences, write_card
 from llava_mole.mole import mole_context
@@ -44,146 +41,15 @@ from llava_mole.mole.hooks import BANK, ROUTER
 from llava_mole.mole.io import check_tensors, put_experts
 from llava_mole.mole.io import load as load_experts
 from llava_mole.mole.io import save as save_experts
+from llava_mole.plain_lora import load_lora, lora_config, lora_tensors, put_lora
 from llava_mole.provenance import completed, folders
-from llava_mole.quantization import keep_layout, to_config
+from llava_mole.tensor_file import read_tensors
 from llava_mole.vision import build_structure, load_referenced
 
 OWN_WEIGHTS = "model.safetensors"
-LANGUAGE_MODEL = "language_model"
 EXPERTS = "adapters/experts"
 LORA = "adapters/lora"
 ADAPTER_MARKS = ("lora_A", "lora_B", "lora_embedding", "lora_magnitude", BANK, ROUTER)
-
-
-# ---------------------------------------------------------------------- where weights come from
-
-
-def locate(name: str, revision: str | None = None, folder: Path | None = None) -> Path:
-    """The local folder of a language model: the starter's, a folder, or a hub snapshot.
-
-    Args:
-        name: "starter", a folder (relative ones are looked for in `folder` too), or a hub id.
-        revision: of the hub repository.
-        folder: of the model that refers to it.
-
-    Raises:
-        CheckpointError: nothing there, and the hub cannot be asked.
-    """
-    if name == "starter":
-        from llava_mole.starter import ensure_starter
-
-        return ensure_starter().language_model
-    if ".." in Path(name).parts and not Path(name).is_absolute() and folder is not None:
-        raise CheckpointError(
-            f"{folder}/config.json names its language model {name!r}: a relative name must stay "
-            "inside the model folder; give an absolute one"
-        )
-    for candidate in ([folder / name] if folder else []) + [Path(name)]:
-        if (candidate / "config.json").is_file():
-            return candidate
-    if Path(name).is_absolute() or name.startswith(".") or name == LANGUAGE_MODEL:
-        raise CheckpointError(f"language model {name!r}: no config.json in that folder")
-    return hub.fetch(name, revision, what="language model", without=["*.bin", "*.pth", "*.gguf"])
-
-
-def weights_hash(folder: Path) -> str:
-    """sha256 over the safetensors files of a folder, by sorted name."""
-    digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} has no *.safetensors; pickled weights are not loaded")
-    for file in files:
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-    check_shards(folder)
-    return digest.hexdigest()
-
-
-def check_shards(folder: Path) -> None:
-    """Raises CheckpointError for an index that names shards outside of its folder: they would be
-    read, and no hash would cover them."""
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        try:
-            shards = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} is no index of shards: {error}") from error
-        for shard in shards:
-            if not isinstance(shard, str) or Path(shard).name != shard:
-                raise CheckpointError(f"{index} names the shard {shard!r}, which is not beside it")
-
-
-def load_language_model(
-    folder: Path,
-    *,
-    dtype: Any = None,
-    attn_implementation: str | None = None,
-    quantization: dict[str, Any] | None = None,
-) -> PreTrainedModel:
-    """A Hugging Face causal language model from a local folder.
-
-    Args:
-        quantization: keyword arguments of BitsAndBytesConfig; None loads the weights as they are.
-
-    Raises:
-        CheckpointError: unreadable, or weights are missing in it.
-        ConfigError: it cannot be quantised so, or not here.
-    """
-    options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if quantization is not None:
-        options["quantization_config"] = to_config(quantization, folder)
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"language model in {folder} cannot be loaded: {error}") from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise CheckpointError(
-            f"language model in {folder}: missing {sorted(report['missing_keys'])[:3]}, of another "
-            f"shape {sorted(report['mismatched_keys'])[:3]}"
-        )
-    if quantization is not None:
-        keep_layout(model)
-    return model
-
-
-# ---------------------------------------------------------------------- plain LoRA, PEFT's own
-
-
-def add_lora(language_model: PreTrainedModel, options: dict[str, Any]) -> None:
-    """Put PEFT's LoRA on the language model, in place and in its dtype; on a float16 base in
-    float32, for float16 gradients cannot be unscaled.
-
-    Raises:
-        ConfigError: PEFT refuses the options.
-    """
-    try:
-        inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **options), language_model)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"lora: {error}") from error
-    if language_model.dtype == torch.float16:
-        cast_adapter_dtype(language_model, "default")
-
-
-def lora_config(language_model: PreTrainedModel, options: dict[str, Any], base: str) -> LoraConfig:
-    return LoraConfig(
-        task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True, **options
-    )
-
-
-def lora_tensors(language_model: PreTrainedModel) -> dict[str, Tensor]:
-    """PEFT's own state. Experts on a linear that has plain LoRA too carry its marks, but are
-    saved by themselves."""
-    state = get_peft_model_state_dict(language_model, adapter_name="default")
-    return {
-        name: tensor for name, tensor in state.items() if BANK not in name and ROUTER not in name
-    }
 
 
 # ---------------------------------------------------------------------- writing
@@ -310,15 +176,6 @@ def save_model(
 # ---------------------------------------------------------------------- reading
 
 
-def read_own_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; a model folder holds it")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
 def check_same_language_model(found: Any, expected: Any, folder: Path) -> None:
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         if getattr(found, key) != getattr(expected, key):
@@ -405,7 +262,7 @@ def load_model(
     )
     check_same_language_model(language_model.config, config.text_config, base)
 
-    tensors = read_own_weights(folder / OWN_WEIGHTS)
+    tensors = read_tensors(folder / OWN_WEIGHTS)
     vision = config.vision_part
     tower = build_structure(vision) if vision.source is None else load_referenced(vision)
     model = cls(config, language_model=language_model, vision_tower=tower)
@@ -451,25 +308,6 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             own[name].copy_(tensor)
 
 
-def load_lora(language_model: PreTrainedModel, options: dict[str, Any], folder: Path) -> None:
-    add_lora(language_model, options)
-    put_lora(language_model, folder)
-
-
-def put_lora(language_model: PreTrainedModel, folder: Path) -> None:
-    """Load a saved LoRA into the one that is there."""
-    path = folder / "adapter_model.safetensors"
-    tensors = {
-        key.removeprefix("base_model.model."): value
-        for key, value in read_own_weights(path).items()
-    }
-    expected = lora_tensors(language_model)
-    check_tensors(tensors, expected, path)
-    with torch.no_grad():  # into the parameters themselves, which `state_dict` gives
-        for name, value in expected.items():
-            value.copy_(tensors[name])
-
-
 def one_device(device_map: Any) -> torch.device:
     if device_map == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -496,7 +334,7 @@ def restore(model: Any, folder: Path) -> None:
 
 def put_back(model: Any, folder: Path) -> None:
     """`restore`, of a model that is whole."""
-    tensors = read_own_weights(folder / OWN_WEIGHTS)
+    tensors = read_tensors(folder / OWN_WEIGHTS)
     expected = own_tensors(model, any(name.startswith("vision_tower.") for name in tensors))
     check_tensors(tensors, expected, folder / OWN_WEIGHTS)
     load_into(model, tensors)

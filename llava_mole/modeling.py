@@ -31,6 +31,7 @@ from llava_mole.mole import add_experts, auxiliary_losses
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.inject import decoder_of
 from llava_mole.parrot import LanguageConditionedMoE
+from llava_mole.plain_lora import add_lora
 from llava_mole.projector import build_projector
 from llava_mole.vision import VisionTower, build_structure
 
@@ -103,7 +104,7 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def add_adapters(self) -> None:
         """Put the config's plain LoRA and experts on the language model (see `checkpoint.py`)."""
         if self.config.lora is not None:
-            checkpoint.add_lora(self.language_model, self.config.lora)
+            add_lora(self.language_model, self.config.lora)
         if self.config.mole_part is not None:
             self.mole = add_experts(self.language_model, self.config.mole_part)
 

@@ -23,9 +23,11 @@ from llava_mole.configuration import (
     WeightSource,
 )
 from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.language_model import LANGUAGE_MODEL, weights_hash
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole import add_experts
 from llava_mole.parrot import LanguageConditionedMoE
+from llava_mole.plain_lora import add_lora
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.vision import (
     MODEL_FOLDER,
@@ -93,7 +95,7 @@ def clashes(recipe: ModelRecipe, default: ModelRecipe, config: LlavaMoleConfig) 
 def brought(recipe: ModelRecipe, config: LlavaMoleConfig) -> dict[str, Any]:
     """What the folder has for the keys of a recipe that name parts."""
     vision = config.vision_part
-    source = config.text_source or {"name": checkpoint.LANGUAGE_MODEL, "revision": None}
+    source = config.text_source or {"name": LANGUAGE_MODEL, "revision": None}
     return {
         "language_model": source["name"],
         "language_model_revision": source["revision"],
@@ -179,7 +181,7 @@ def start_model(
     model.requires_grad_(False)
     if recipe.lora is not None and config.lora is None:
         config.lora = recipe.lora
-        checkpoint.add_lora(model.language_model, recipe.lora)
+        add_lora(model.language_model, recipe.lora)
     if recipe.experts is not None and config.mole is None:
         config.mole = recipe.experts.to_dict()
         model.mole = add_experts(model.language_model, recipe.experts)
@@ -199,11 +201,11 @@ def switch_parrot_on(
 
 def language_reference(config: LlavaMoleConfig, folder: Path) -> WeightSource:
     """Where the language model is found from any folder."""
-    source = WeightSource.from_dict(config.text_source or {"name": checkpoint.LANGUAGE_MODEL})
+    source = WeightSource.from_dict(config.text_source or {"name": LANGUAGE_MODEL})
     inside = folder / source.name
     if not (inside / "config.json").is_file():
         return source
-    digest = source.sha256 or checkpoint.weights_hash(inside)
+    digest = source.sha256 or weights_hash(inside)
     return WeightSource(str(inside), sha256=digest)
 
 

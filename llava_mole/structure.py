@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from llava_mole import checkpoint
 from llava_mole.building import ModelRecipe, from_anywhere
 from llava_mole.configuration import LlavaMoleConfig, VisionConfig
 from llava_mole.errors import ConfigError
+from llava_mole.language_model import locate
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.starting import read_start
 from llava_mole.vision import VisionTower, build_structure, plan_vision
@@ -92,7 +92,7 @@ def text_config_of(recipe: ModelRecipe) -> PreTrainedConfig:
     if recipe.start_from is not None:
         return read_start(recipe.start_from).text_config
     name = recipe.language_model
-    folder = checkpoint.locate(name) if name == "starter" else Path(name)
+    folder = locate(name) if name == "starter" else Path(name)
     if (folder / "config.json").is_file():
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     elif name in PUBLISHED:

@@ -27,6 +27,8 @@ from llava_mole.conversion.plan import CORES, Piece, constant, language_shapes, 
 from llava_mole.conversion.tensors import TensorFiles, weights_of
 from llava_mole.conversion.writing import RECORD, SHARD_BYTES, new_folder, write_shards
 from llava_mole.errors import CheckpointError
+from llava_mole.language_model import LANGUAGE_MODEL, load_language_model, locate, weights_hash
+from llava_mole.plain_lora import load_lora
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.vision import load_referenced
 
@@ -159,13 +161,13 @@ def language_pieces(
     config: LlavaMoleConfig, folder: Path, merge_lora: bool
 ) -> tuple[dict[str, Piece], list[TensorFiles]]:
     """The language model's tensors, read lazily unless LoRA is merged into them; and from where."""
-    source = WeightSource.from_dict(config.text_source or {"name": checkpoint.LANGUAGE_MODEL})
-    base = checkpoint.locate(source.name, source.revision, folder)
-    if source.sha256 is not None and checkpoint.weights_hash(base) != source.sha256:
+    source = WeightSource.from_dict(config.text_source or {"name": LANGUAGE_MODEL})
+    base = locate(source.name, source.revision, folder)
+    if source.sha256 is not None and weights_hash(base) != source.sha256:
         raise CheckpointError(f"language model in {base} is not the one this model was trained on")
     if config.lora is not None and merge_lora:
-        model = checkpoint.load_language_model(base, dtype=config.text_config.dtype)
-        checkpoint.load_lora(model, config.lora, folder / checkpoint.LORA)
+        model = load_language_model(base, dtype=config.text_config.dtype)
+        load_lora(model, config.lora, folder / checkpoint.LORA)
         for module in model.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge(safe_merge=True)

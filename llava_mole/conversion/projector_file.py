@@ -10,7 +10,6 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from llava_mole import checkpoint
 from llava_mole.building import from_anywhere
 from llava_mole.configuration import WeightSource
 from llava_mole.conversion.assemble import (
@@ -27,6 +26,7 @@ from llava_mole.conversion.placeholder import ensure_placeholder
 from llava_mole.conversion.plan import Options, Plan
 from llava_mole.conversion.tensors import TensorFiles, weights_of
 from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.language_model import weights_hash
 
 NAMES = ("mm_projector.bin", "mm_projector.safetensors")
 TYPES = {2: "linear", 4: "mlp2x_gelu"}
@@ -70,7 +70,7 @@ def plan_projector(source: str, file: Path, options: Options) -> Plan:
     language = Language(text_config, {})
     if ensure_placeholder(tokenizer, rows, options.image_token)[1] == rows:
         language.reference = WeightSource(
-            from_anywhere(options.language_model), options.revision, checkpoint.weights_hash(base)
+            from_anywhere(options.language_model), options.revision, weights_hash(base)
         )
     else:
         check_core(text_config, options.language_model)

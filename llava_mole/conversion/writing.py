@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llava_mole.checkpoint import LANGUAGE_MODEL, OWN_WEIGHTS, weights_hash
+from llava_mole.checkpoint import OWN_WEIGHTS
 from llava_mole.configuration import WeightSource
 from llava_mole.conversion.plan import Piece, Plan
 from llava_mole.conversion.tensors import TensorFiles
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import replacing_folder, sha256_file
+from llava_mole.language_model import LANGUAGE_MODEL, weights_hash
 from llava_mole.modelcard import write_card
 from llava_mole.processing import LlavaMoleImageProcessor, LlavaMoleProcessor
 from llava_mole.provenance import completed

@@ -148,7 +148,7 @@ def test_a_base_that_is_packed_already_is_not_packed_twice(
         chosen.language_model, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
     )
     packed.save_pretrained(tmp_path / "packed")
-    from llava_mole.checkpoint import load_language_model
+    from llava_mole.language_model import load_language_model
 
     with pytest.raises(ConfigError, match="quantised already"):
         load_language_model(tmp_path / "packed", quantization=NF4)
