@@ -53,7 +53,17 @@ class Explanation:
             )  # fmt: skip
             label = f"picture {number + 1}, its experts at {self.name(router)}"
             shown.append(f'<img class="why-map" src="{_data_url(drawn)}" alt="{label}">')
-        return f'<div class="why-maps">{"".join(shown)}</div>' if shown else ""
+        if not shown:
+            return ""
+        return f'<div class="why-maps">{"".join(shown)}</div><small>{self._caption(router)}</small>'
+
+    def _caption(self, router: int) -> str:
+        if self.why.grid is None:
+            return "as the tower saw it; its visual tokens are no grid of patches"
+        rows, columns = self.why.grid
+        many = f"{rows} × {columns} visual tokens" if rows * columns > 1 else "one visual token"
+        coloured = f", by expert at {self.name(router)}" if self.why.routers else ""
+        return f"as the tower saw it: {many}{coloured}"
 
     def words(self, router: int) -> str:
         return why_shown.words(self.why, router)
