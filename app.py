@@ -10,14 +10,18 @@ completions under /v1 (docs/serving.md).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves this machine
 
@@ -30,12 +34,14 @@ except ImportError as error:
         raise
     sys.exit('app.py needs Gradio: run `make demo`, or pip install -e ".[starter,demo]"')
 
-from llava_mole.errors import CheckpointError
-from llava_mole.serving.chat import ChatEngine
+from llava_mole.data.images import load_image
+from llava_mole.errors import CheckpointError, DataError
+from llava_mole.serving.chat import ChatEngine, check_is_model
 from llava_mole.serving.limits import Limits
 from llava_mole.serving.room import Room
 
 DEFAULT_MODEL = Path("runs/quickstart/model")
+LOCAL = ("localhost", "127.0.0.1", "::1")
 FAVOURITES = ("1F34E", "1F431", "1F3B8", "1F98B", "1F697", "1F33B")
 """Of the quickstart's drawings: apple, cat, guitar, butterfly, car, sunflower."""
 
@@ -49,24 +55,44 @@ def example_pictures(folder: Path, count: int = 6) -> list[Path]:
     if all(path.is_file() for path in favourites):
         return favourites[:count]
     found = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    return found[:: max(1, len(found) // count)][:count]
+    chosen = found[:: max(1, len(found) // count)][:count]
+    return [path for path in chosen if is_picture(path)]
+
+
+def is_picture(path: Path) -> bool:
+    """Says so where it is none."""
+    try:
+        load_image(path)
+    except DataError as error:
+        print(f"app.py: left out of the examples: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def free_port(host: str, first: int = 7860, tries: int = 100) -> int:
     """The first port from `first` that nobody listens on.
 
     Raises:
-        OSError: none.
+        OSError: none, or no such host.
     """
     for port in range(first, first + tries):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
+        if is_free(host, port):
             return port
     raise OSError(f"no free port from {first} to {first + tries - 1}; name one with --port")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Raises OSError for a host that is not this machine's."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            return False
+    return True
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -105,11 +131,54 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (127.0.0.1)")
     add("--port", type=int, help="port; the first free one from 7860 if not given")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which browsers may call this machine, behind a proxy; may be repeated. "
+        "Without --host only localhost is taken",
+    )
     add("--device", help="cpu, cuda, cuda:1 …; the first GPU if there is one")
-    add("--rows", type=int, default=16, help="conversations written together (16)")
-    add("--waiting", type=int, default=64, help="conversations that may wait beside them (64)")
-    add("--max-tokens", type=int, default=2048, help="bound on an answer's length (2048)")
+    add("--rows", type=at_least_one, default=16, help="conversations written together (16)")
+    add(
+        "--waiting",
+        type=at_least_one,
+        default=64,
+        help="conversations that may wait beside them (64)",
+    )
+    add("--max-tokens", type=at_least_one, default=2048, help="bound on an answer's length (2048)")
     return parser.parse_args(arguments)
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    return number
+
+
+class Server(uvicorn.Server):
+    """Says when it is ready, and ends on Ctrl-C or SIGTERM with its tabs still open."""
+
+    def __init__(self, app: Any, host: str, port: int, started: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2
+            )
+        )
+        self.since = started
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host = "localhost" if self.config.host == "127.0.0.1" else self.config.host
+            address = f"http://{f'[{host}]' if ':' in host else host}:{self.config.port}"
+            print(
+                f"page: {address}\nfor programs: {address}/v1\n"
+                f"ready after {time.monotonic() - self.since:.1f} s; Ctrl-C ends it",
+                flush=True,
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,30 +189,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     offer_quickstart(options.model)
     folders = [options.model] + ([options.compare] if options.compare else [])
     try:
+        for folder in folders:
+            check_is_model(folder)
+        port = options.port or free_port(options.host)
+        if not is_free(options.host, port):
+            raise OSError(f"port {port} of {options.host} is in use; choose another with --port")
         engines = [
             ChatEngine.from_folder(
                 folder, device=options.device, max_rows=options.rows, max_waiting=options.waiting
             )
             for folder in folders
         ]
-        port = options.port or free_port(options.host)
     except (CheckpointError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     room = Room(engines, Limits(tokens=options.max_tokens))
     names = names_of(folders)
     pictures = options.pictures or options.model.parent / "data" / "images"
+    local = options.host in LOCAL
+    hosts = {*LOCAL, *options.allow_host} if local or options.allow_host else None
+    # uvicorn raises the signal that ended it once more: as an exception, so that nothing is left.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="llava-mole-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # gone when the demo ends
         page = build_page(room, names=names, pictures=example_pictures(pictures))
-        app = with_api(room, page, names=names)
-        address = f"http://{'localhost' if options.host == '127.0.0.1' else options.host}:{port}"
-        print(
-            f"page: {address}\nfor programs: {address}/v1\n"
-            f"ready after {time.monotonic() - started:.1f} s; Ctrl-C ends it",
-            flush=True,
-        )
-        uvicorn.run(app, host=options.host, port=port, log_level="warning")
+        app = with_api(room, page, names=names, hosts=hosts)
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(app, options.host, port, started).run()
     room.close()
     return 0
 

@@ -2,17 +2,26 @@
 
 import itertools
 import json
+import os
 import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from PIL import Image
 
@@ -21,10 +30,12 @@ from llava_mole.serving.chat import ChatEngine
 from llava_mole.serving.generation import Sampling
 from llava_mole.serving.limits import Limits
 from llava_mole.serving.room import Room
+from llava_mole.serving.talk import Answer, Exchange, Question
+from llava_mole.serving.visits import Visits
 from tests.serving.browser import served
 
 TOKENS = 16
-AUTO = ("", 0.0, 1.0, TOKENS, None)
+AUTO = ("", 0.0, 1.0, TOKENS, "")
 """Language and settings as the page has them at first, but for the length."""
 
 
@@ -102,7 +113,8 @@ def test_an_error_is_shown_in_its_own_words_and_then_forgotten(
     shown = ask(client, "What is it?", broken)
     assert "Error" in shown["metadata"]["title"]
     assert "broken.png" in text_of(shown)
-    assert "x" * 2000 not in text_of(ask(client, "x" * 2001))
+    long = client.predict({"text": "x" * 2001, "files": []}, *AUTO, api_name="/chat")
+    assert "xxx" not in json.dumps(long)  # told to shorten it, and not kept
     assert text_of(ask(client, "Why?", picture)).strip() == alone(room, "Why?", picture)
 
 
@@ -220,9 +232,71 @@ def test_files_of_the_server_are_not_given_out(address: str, tmp_path: Path) -> 
             assert "requires-python" not in told.text
 
 
-def test_too_much_is_refused(address: str) -> None:
+def kept() -> int:
+    return sum(path.is_file() for path in Path(get_upload_folder()).rglob("*"))
+
+
+def test_too_much_is_refused_and_leaves_nothing(address: str) -> None:
+    before = kept()
     big = {"files": ("big.png", b"x" * 600_000)}
     assert httpx.post(f"{address}/gradio_api/upload", files=big, timeout=30).status_code == 413
+    for path in ("queue/join", "call/chat", "cancel", "reset", "run/predict"):
+        told = post(address, f"/gradio_api/{path}", b'{"data": ["' + b"x" * 2_000_000 + b'"]}')
+        assert told.status_code == 413, path
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as broken:
+        broken.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: " + f"{host}:{port}".encode()
+            + b"\r\nContent-Length: 400000\r\nContent-Type: multipart/form-data; boundary=B\r\n\r\n"
+            + b'--B\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+            + b"x" * 200_000
+        )  # fmt: skip
+    time.sleep(0.3)
+    assert kept() == before
+
+
+def test_what_the_page_does_not_need_is_not_there(address: str) -> None:
+    for path in ("gradio_api/file=http://example.org/x.png", "gradio_api/file=HTTPS://a.b/c",
+                 "gradio_api/file/http://example.org/x.png", "gradio_api/deep_link?session_hash=x",
+                 "gradio_api/proxy=http://example.org", "gradio_api/dev/reload", "monitoring",
+                 "monitoring/summary", "gradio_api/stream/x/1/2/playlist.m3u8", "runs", "login",
+                 "gradio_api/vibe-code", "gradio_api/custom_component/1/client/x/y"):  # fmt: skip
+        assert httpx.get(f"{address}/{path}", timeout=5).status_code == 404, path
+    for path in ("call/nothing", "call/v2/chat", "call/v2/x", "component_server", "stream/x",
+                 "run/chat", "api/chat", "process_recording", "vibe-edit"):  # fmt: skip
+        assert post(address, f"/gradio_api/{path}", {"data": []}).status_code == 404, path
+
+
+def test_pages_of_other_sites_are_turned_away(address: str, room: Room, picture: Path) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    url = f"{address}/v1/chat/completions"
+    assert httpx.post(url, json=asked, timeout=30).status_code == 200
+    assert httpx.post(url, json=asked, headers={"Origin": address}, timeout=30).status_code == 200
+    for origin in ("http://evil.example", "null"):
+        told = httpx.post(url, json=asked, headers={"Origin": origin}, timeout=30)
+        assert told.status_code == 403
+    with served(room, ["mine"], [picture], hosts=demo.LOCAL) as local:
+        assert httpx.get(local, timeout=30).status_code == 200
+        told = httpx.get(local, headers={"Host": "evil.example"}, timeout=30)
+        assert told.status_code == 403
+        assert "--allow-host" in told.text
+
+
+def test_explanations_do_not_hold_up_answers(address: str, room: Room) -> None:
+    """One visitor asks sixty times why; another one asks a question."""
+    engine = room.engines[0]
+    talk = (Exchange(Question("Why?"), (Answer("because " * 40, "stop"),)),)
+    visits = Visits(room, ["mine"], ())
+    requests: list[Any] = [SimpleNamespace(session_hash=str(n // 12)) for n in range(60)]
+    started = time.monotonic()
+    with ThreadPoolExecutor(60) as pool:
+        why = [pool.submit(visits.explain_last, talk, 0, request) for request in requests]
+        engine.answer([{"role": "user", "content": "Hello"}], max_new_tokens=4)
+        took = time.monotonic() - started
+        told = [one.result()[2] for one in why]
+    assert took < 10
+    assert sum("in a moment" in one for one in told) >= 40
+    assert any("specialist" in one for one in told)
 
 
 def test_three_hundred_strange_calls(
@@ -265,9 +339,10 @@ def test_three_hundred_strange_calls(
 
 def test_examples_are_favourites_or_spread_over_the_folder(tmp_path: Path) -> None:
     for index in range(40):
-        (tmp_path / f"{index:02}.png").touch()
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{index:02}.png")
+    (tmp_path / "20.png").write_bytes(b"broken")
     names = [path.name for path in demo.example_pictures(tmp_path, 4)]
-    assert names == ["00.png", "10.png", "20.png", "30.png"]
+    assert names == ["00.png", "10.png", "30.png"]
     assert demo.example_pictures(tmp_path / "none") == []
     for name in demo.FAVOURITES:
         (tmp_path / f"{name}.png").touch()
@@ -288,7 +363,70 @@ def test_missing_model_says_which_command_to_run(
     assert "make quickstart" in printed.err
 
 
+@pytest.mark.parametrize(
+    "sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)]
+)
+def test_it_ends_with_tabs_open_and_leaves_no_folder(
+    tiny_model_dir: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    server = subprocess.Popen(
+        [sys.executable, demo.__file__, "--model", str(tiny_model_dir), "--host", "::1",
+         "--pictures", str(tmp_path)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        address = next(line for line in server.stdout if line.startswith("page: ")).split()[1]
+        for line in server.stdout:
+            if line.startswith("ready"):
+                break
+        with httpx.stream("GET", f"{address}/gradio_api/heartbeat/tab", timeout=30) as tab:
+            assert tab.status_code == 200
+            assert list(tmp_path.glob("llava-mole-*"))
+            server.send_signal(sent)
+            assert server.wait(15) == 0
+        assert not list(tmp_path.glob("llava-mole-*"))
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rows", "0"], "at least 1"),
+        (["--max-tokens", "0"], "at least 1"),
+        (["--compare", "nowhere"], "no model in nowhere"),
+        (["--host", "203.0.113.9"], "203.0.113.9"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_loaded(
+    tiny_model_dir: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = demo.main(["--model", str(tiny_model_dir), *options])
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    assert code == 2
+    if words != "203.0.113.9":
+        assert words in capsys.readouterr().err
+
+
+def test_a_damaged_folder_is_told_in_words(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    assert demo.main(["--model", str(folder)]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert demo.main(["--model", str(folder)]) == 2
+    assert "app.py: " in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_passed_over() -> None:
     first = demo.free_port("127.0.0.1", 17860)
     with HTTPServer(("127.0.0.1", first), Elsewhere):
         assert demo.free_port("127.0.0.1", first) > first
+        assert not demo.is_free("127.0.0.1", first)

@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,22 +59,39 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         name = f"image {_name_of(source)}"
         _check_size(source, max_pixels, name)
         return _decode(source, name)
-    content, name = _content(source)
+    with _opened(*_content(source), max_pixels) as (image, name):
+        return _decode(image, name)
+
+
+def pixels_of(source: str | Path | bytes | BinaryIO) -> int:
+    """Width × height as the header has it; nothing is decoded.
+
+    Raises:
+        DataError: see `load_image`.
+    """
+    with _opened(*_content(source), None) as (image, _):
+        return image.width * image.height
+
+
+@contextmanager
+def _opened(content: bytes, name: str, max_pixels: int | None) -> Iterator[tuple[Image.Image, str]]:
+    """(header of a picture that is not too large, its name)."""
     try:
         Image.init()
         image = Image.open(io.BytesIO(content), formats=[f for f in _FORMATS if f in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # PIL's own guard comes before ours beyond twice PIL.Image.MAX_IMAGE_PIXELS.
+        most = max_pixels or MAX_PIXELS
         raise DataError(
-            f"{name}: too many pixels ({error}), at most {max_pixels:,} are accepted; scale it down"
+            f"{name}: too many pixels ({error}), at most {most:,} are accepted; scale it down"
         ) from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_what_else(content)}") from error
     except _BROKEN as error:
         raise DataError(f"{name}: broken picture, its header cannot be read ({error})") from error
     with image:
-        _check_size(image, max_pixels, name)
-        return _decode(image, name)
+        _check_size(image, MAX_PIXELS if max_pixels is None else max_pixels, name)
+        yield image, name
 
 
 def _content(source: str | Path | bytes | BinaryIO) -> tuple[bytes, str]:

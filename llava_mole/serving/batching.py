@@ -39,6 +39,8 @@ PREFILL_TOKENS = 4096
 it."""
 FAILURES = (RuntimeError, ValueError, IndexError, MemoryError)
 """What torch, transformers and we raise over a conversation: told to its reader."""
+STEPS_BETWEEN_CALLS = 8
+"""Tokens that are written for everybody between two explanations."""
 SLACK = 64
 """Unused places of the cache before it is packed anew."""
 
@@ -72,7 +74,7 @@ class Batcher:
         self._draws: dict[int, torch.Generator] = {}
         self._rows: Rows | None = None
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._count = 0
+        self._count = self._since_call = 0
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name="batcher", daemon=True)
@@ -144,9 +146,13 @@ class Batcher:
                         found.set_exception(QueueFullError("the server is shutting down"))
                     return
                 taken = self._take()
-                called = self._calls.popleft() if self._calls else None
+                # What else is asked of the model must not stop those that are being written.
+                self._since_call += 1
+                due = not self._writing or self._since_call >= STEPS_BETWEEN_CALLS
+                called = self._calls.popleft() if self._calls and due else None
             if called is not None:
                 self._do(*called)
+                self._since_call = 0
             with torch.inference_mode():
                 if not self.together:
                     for one in taken:

@@ -16,9 +16,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_mole.errors import CheckpointError, DataError
+from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import images_of
 from llava_mole.serving.batching import Batcher
 from llava_mole.serving.generation import Generation, Sampling
+from llava_mole.serving.pictures import one_at_a_time
 from llava_mole.serving.why import Why, average_gates, explain, steered
 
 Message = dict[str, Any]
@@ -56,14 +58,19 @@ class ChatEngine:
         Raises:
             CheckpointError: no such folder, or it is incomplete.
         """
-        if not (Path(folder) / "config.json").is_file():
-            raise CheckpointError(
-                f"no model in {folder} (config.json not found). "
-                "`make quickstart` writes one to runs/quickstart/model"
-            )
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+        check_is_model(folder)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(chosen), AutoProcessor.from_pretrained(folder), **queue)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(chosen)
+            processor = AutoProcessor.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+        if not isinstance(model, LlavaMoleForConditionalGeneration):
+            raise CheckpointError(
+                f"{folder} holds a {type(model).__name__}; a folder of this project is needed "
+                "(`llava-mole convert` makes one of a LLaVA)"
+            )
+        return cls(model, processor, **queue)
 
     def submit(
         self,
@@ -106,8 +113,7 @@ class ChatEngine:
             )
         most = min(sampling.max_new_tokens, limit - length)
         least = min(sampling.min_new_tokens, most)
-        pictures = images_of(filled)
-        pixels = self.processor.image_processor(pictures)["pixel_values"] if pictures else None
+        pixels = self.pixels_of(filled)
         one = Generation(
             encoded,
             pixels,
@@ -139,6 +145,17 @@ class ChatEngine:
         """The whole answer; arguments and errors as in `stream`."""
         return "".join(self.stream(messages, images, **sampling)).strip()
 
+    def pixels_of(self, messages: Sequence[Message]) -> torch.Tensor | None:
+        """(N, 3, H, W) of a conversation's pictures as the tower takes them; None without any.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        pictures = images_of(messages)
+        if not pictures:
+            return None
+        return one_at_a_time(lambda: self.processor.image_processor(pictures)["pixel_values"])
+
     def explain(
         self,
         messages: Sequence[Message],
@@ -146,31 +163,45 @@ class ChatEngine:
         images: Sequence[Any] = (),
         *,
         steering: str | None = None,
+        pixels: torch.Tensor | None = None,
     ) -> Why:
         """Which experts were on for an answer; see `why.py`.
 
         Args:
             messages, images, steering: see `submit`.
+            pixels: from `pixels_of`, where they are there already.
 
         Raises:
             DataError: see `submit`; or conversation and answer are longer than the context.
         """
         filled = fill_pictures(messages, images)
+        seen = self.pixels_of(filled) if pixels is None else pixels
         return self.batcher.call(
-            lambda: explain(self.model, self.processor, filled, answer, steering=steering)
+            lambda: explain(
+                self.model, self.processor, filled, answer, steering=steering, pixels=seen
+            )
         )
 
     def gates(
-        self, questions: Mapping[str, Sequence[str]], pictures: Sequence[Any]
+        self, questions: Mapping[str, Sequence[str]], pixels: torch.Tensor
     ) -> dict[str, list[float]]:
         """Parrot's mean gate by language; see `why.average_gates`."""
         return self.batcher.call(
-            lambda: average_gates(self.model, self.processor, questions, pictures)
+            lambda: average_gates(self.model, self.processor, questions, pixels)
         )
 
     def close(self) -> None:
         """End what is being written, and the thread that does it."""
         self.batcher.close()
+
+
+def check_is_model(folder: Path | str) -> None:
+    """Raises CheckpointError where there is no model folder, before anything is loaded."""
+    if not (Path(folder) / "config.json").is_file():
+        raise CheckpointError(
+            f"no model in {folder} (config.json not found). "
+            "`make quickstart` writes one to runs/quickstart/model"
+        )
 
 
 def fill_pictures(messages: Sequence[Message], images: Sequence[Any]) -> list[Message]:

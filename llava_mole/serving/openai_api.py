@@ -31,6 +31,7 @@ from llava_mole.serving.chat import ChatEngine
 from llava_mole.serving.generation import Generation, QueueFullError, Sampling
 from llava_mole.serving.limits import Limits
 from llava_mole.serving.listening import Listener
+from llava_mole.serving.pictures import one_at_a_time
 
 
 class RequestError(Exception):
@@ -134,7 +135,7 @@ def conversation(request: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
             "the user's",
             param=f"messages.{len(request.messages) - 1}.role",
         )
-    pictures = 0
+    pictures = pixels = 0
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(request.messages):
         parts: list[dict[str, Any]] = []
@@ -154,6 +155,11 @@ def conversation(request: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
                 if pictures > limits.pictures:
                     raise RequestError(f"more than {limits.pictures} pictures", param=where)
                 picture = picture_of(part.image_url.url, limits.pixels, where)
+                pixels += picture.width * picture.height
+                if pixels > limits.all_pixels:
+                    raise RequestError(
+                        f"more than {limits.all_pixels:,} pixels in all pictures", param=where
+                    )
                 parts.append({"type": "image", "image": picture})
         messages.append({"role": role, "content": parts})
     return messages
@@ -296,7 +302,9 @@ def make_router(engines: Mapping[str, ChatEngine], *, limits: Limits) -> APIRout
             sampling = sampling_of(asked, limits)
             listener = Listener()
             one = await run_in_threadpool(
-                lambda: engine.submit(conversation(asked, limits), (), sampling, listener.hear)
+                lambda: engine.submit(
+                    one_at_a_time(lambda: conversation(asked, limits)), (), sampling, listener.hear
+                )
             )
         except RequestError as error:
             return error.response()

@@ -3,18 +3,17 @@ answer so. What its parts do is in `visits.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from gradio.utils import get_upload_folder
 
 from llava_mole.languages import LANGUAGES
 from llava_mole.serving import why_panel
 from llava_mole.serving.generation import Sampling
-from llava_mole.serving.guard import Guard
+from llava_mole.serving.guard import Guard, is_upload
 from llava_mole.serving.openai_api import make_api
 from llava_mole.serving.room import Room
 from llava_mole.serving.talk import language_line
@@ -36,6 +35,8 @@ EXAMPLES = {
     "tr": "Bu nedir?",
     "ru": "Что это?",
 }
+VISITORS = 500
+"""Conversations that are remembered; the one unused for longest is forgotten first."""
 WELCOME = "Add a picture below and ask about it, or take an example."
 # Each paragraph takes its direction from its own first letter: an Arabic answer under an English
 # question is right either way.
@@ -155,11 +156,10 @@ def build_page(room: Room, *, names: Sequence[str], pictures: Sequence[Path] = (
             then(button.click(visits.ask_in(code), [talk, *settings], answered, **quiet))
         for number, chat in zip(numbers, chats, strict=True):
             then(chat.retry(visits.ask_again, [talk, *settings], answered, **quiet))
-            chat.undo(visits.undo, talk, answered, **quiet)
-            chat.clear(visits.clear, None, answered, **quiet)
+            then(chat.undo(visits.undo, talk, answered, **quiet))
+            then(chat.clear(visits.clear, None, answered, **quiet))
             chat.select(visits.explain_selected(number), talk, [which, *explained], **quiet)
-        cleared = new.click(visits.clear, None, answered, **quiet)
-        cleared.then(visits.explain_last, [talk, which], explained, **quiet)
+        then(new.click(visits.clear, None, answered, **quiet))
         which.input(visits.explain_last, [talk, which], explained, **quiet)
         layer.input(visits.redraw, [found, layer], [maps, words], **newest)
         box.stop(visits.stop, None, None, **quiet)
@@ -172,8 +172,20 @@ def build_page(room: Room, *, names: Sequence[str], pictures: Sequence[Path] = (
     return page
 
 
-def with_api(room: Room, page: gr.Blocks, *, names: Sequence[str]) -> FastAPI:
-    """The page and OpenAI's API in one application, over one queue a model."""
+def with_api(
+    room: Room,
+    page: gr.Blocks,
+    *,
+    names: Sequence[str],
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
+    """The page and OpenAI's API in one application, over one queue a model.
+
+    Args:
+        names: as given to `build_page`.
+        hosts: see `Guard`.
+    """
+    page.state_session_capacity = VISITORS
     page.queue(default_concurrency_limit=None, max_size=256)  # the models have queues of their own
     app = gr.mount_gradio_app(
         make_api(dict(zip(names, room.engines, strict=True)), limits=room.limits),
@@ -187,7 +199,7 @@ def with_api(room: Room, page: gr.Blocks, *, names: Sequence[str]) -> FastAPI:
         show_error=True,
         max_file_size=room.limits.body_bytes,
     )
-    app.add_middleware(Guard, events=frozenset(page.fns))
+    app.add_middleware(Guard, events=frozenset(page.fns), limits=room.limits, hosts=hosts)
     return app
 
 
@@ -233,7 +245,7 @@ def _settings(most: int) -> list[Any]:
                 step=1,
                 label="Longest answer, in tokens",
             ),
-            gr.Number(None, precision=0, minimum=0, label="Seed of the draws"),
+            gr.Textbox("", label="Seed of the draws", placeholder="none: other words each time"),
         ]
 
 
@@ -247,13 +259,7 @@ def uploads_only(block: Any) -> None:
         return
 
     async def uploaded(path: Any) -> Any:
-        folder = Path(get_upload_folder()).resolve()
-        try:
-            there = Path(path).resolve(strict=True)
-            known = there.is_relative_to(folder) and there.is_file()
-        except (OSError, ValueError, TypeError):  # not there, or no path at all
-            known = False
-        if not known:
+        if not is_upload(path):
             raise gr.Error("That picture was not uploaded here: add it to the question again.")
         return await move(path)
 

@@ -10,7 +10,11 @@ from typing import Any
 from llava_mole.serving.talk import Answer, Talk
 
 ERROR_TITLE = "⚠ Error"
-CODE = re.compile(r"(```.*?(?:```|$)|`[^`\n]*`)", re.DOTALL)
+TAG = re.compile(r"<(?=[A-Za-z/!?])")
+PICTURE = re.compile(r"!(?=\[)")
+DRAWING = re.compile(r"^([ \t>]*(?:`{3,}|~{3,})[ \t]*)mermaid", re.IGNORECASE | re.MULTILINE)
+JOINER = "\u2060"
+"""No width, no meaning: between "<" and a name it leaves no tag, in code as in text."""
 ENDINGS = {
     "cancelled": "stopped",
     "length": "cut at the longest answer (Settings)",
@@ -42,9 +46,9 @@ def shown_answer(answer: Answer) -> dict[str, Any]:
 
 
 def no_html(text: str) -> str:
-    """Markdown whose tags are shown, not obeyed; code is left alone, Markdown shows it as it is."""
-    parts = CODE.split(text)
-    return "".join(part if n % 2 else part.replace("<", "&lt;") for n, part in enumerate(parts))
+    """Markdown whose tags, pictures and drawings are shown as text: nothing is loaded for them."""
+    text = TAG.sub("<" + JOINER, text)
+    return DRAWING.sub(r"\1text", PICTURE.sub("!" + JOINER, text))
 
 
 def status_line(answers: Sequence[Answer], names: Sequence[str]) -> str:

@@ -6,12 +6,12 @@ the page keeps a tuple of exchanges per visitor, and nothing else remembers them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_mole.data.images import load_image
+from llava_mole.data.images import pixels_of
 from llava_mole.errors import DataError
 from llava_mole.inspection.language import likeliest
 from llava_mole.languages import LANGUAGE_NAMES
@@ -97,6 +97,8 @@ def question_of(text: str, pictures: Sequence[Path | str], chosen: str | None) -
     Args:
         chosen: a language's code, or None.
     """
+    # Half of a surrogate pair is in no text that a tokenizer takes.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if not text.strip():
         if not pictures:
             return None
@@ -105,7 +107,7 @@ def question_of(text: str, pictures: Sequence[Path | str], chosen: str | None) -
 
 
 def messages_of(talk: Talk, question: Question, model: int, limits: Limits) -> list[dict[str, Any]]:
-    """The conversation as one model is given it, pictures decoded.
+    """The conversation as one model is given it; pictures are looked at, not decoded yet.
 
     A question that this model could not answer is left out together with what went wrong.
 
@@ -123,16 +125,10 @@ def messages_of(talk: Talk, question: Question, model: int, limits: Limits) -> l
             "start a new one"
         )
     asked = [*(one.question for one in kept), question]
-    pictures = sum(len(one.pictures) for one in asked)
-    if pictures > limits.pictures:
-        raise DataError(
-            f"{pictures} pictures in the conversation, at most {limits.pictures} are taken"
-        )
+    check_pictures([path for one in asked for path in one.pictures], limits)
     messages: list[dict[str, Any]] = []
     for number, one in enumerate(asked):
-        parts: list[dict[str, Any]] = [
-            {"type": "image", "image": opened(path, limits.pixels)} for path in one.pictures
-        ]
+        parts: list[dict[str, Any]] = [{"type": "image", "image": path} for path in one.pictures]
         messages.append({"role": "user", "content": [*parts, {"type": "text", "text": one.text}]})
         if number < len(kept):
             said = kept[number].answers[model].text
@@ -140,16 +136,33 @@ def messages_of(talk: Talk, question: Question, model: int, limits: Limits) -> l
     return messages
 
 
-def opened(path: Path, pixels: int) -> Any:
-    """A picture of the conversation, decoded.
+def check_pictures(paths: Sequence[Path], limits: Limits) -> None:
+    """Raises DataError for too many pictures or pixels, by the pictures' headers."""
+    if len(paths) > limits.pictures:
+        raise DataError(
+            f"{len(paths)} pictures in the conversation, at most {limits.pictures} are taken"
+        )
+    total = 0
+    for path in paths:
+        pixels = pixels_of(path)
+        total += pixels
+        if pixels > limits.pixels:
+            raise DataError(
+                f"image '{path.name}': {pixels:,} pixels, at most {limits.pixels:,} are accepted; "
+                "scale it down"
+            )
+    if total > limits.all_pixels:
+        raise DataError(
+            f"{total:,} pixels in all pictures of the conversation, at most {limits.all_pixels:,} "
+            "are taken; scale them down, or start a new conversation"
+        )
 
-    Raises:
-        DataError: it cannot be used; named as its owner knows it, without the server's folders.
-    """
-    try:
-        return load_image(path, max_pixels=pixels)
-    except DataError as error:
-        raise DataError(str(error).replace(str(path), path.name)) from error
+
+def without_folders(text: str, paths: Iterable[Path]) -> str:
+    """An error's words with pictures as their owner knows them, not where the server keeps them."""
+    for path in paths:
+        text = text.replace(str(path), path.name)
+    return text
 
 
 def language_line(question: Question | None) -> str:

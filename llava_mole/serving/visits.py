@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import html
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import gradio as gr
 from llava_mole.errors import DataError
 from llava_mole.inspection.language import likeliest
 from llava_mole.languages import LANGUAGES
+from llava_mole.serving.chat import fill_pictures
 from llava_mole.serving.generation import QueueFullError, Sampling
 from llava_mole.serving.room import Room
 from llava_mole.serving.shown import shown, status_line
@@ -27,6 +29,7 @@ from llava_mole.serving.talk import (
     Talk,
     language_line,
     question_of,
+    without_folders,
 )
 from llava_mole.serving.why_panel import Explanation, explanation_of
 
@@ -45,6 +48,8 @@ class Visits:
     def __init__(self, room: Room, names: Sequence[str], pictures: Sequence[Path]) -> None:
         self.room, self.names, self.pictures = room, tuple(names), tuple(pictures)
         self._usual: dict[int, Mapping[str, Sequence[float]]] = {}
+        self._explaining: set[str] = set()
+        self._lock = threading.Lock()
         likeliest("warm")  # its model takes half a second to load: not while somebody types
 
     # ------------------------------------------------------------------ asking
@@ -58,7 +63,7 @@ class Visits:
         temperature: float,
         top_p: float,
         longest: float,
-        seed: float | None,
+        seed: str | None,
         request: gr.Request,
     ) -> AsyncIterator[Updates]:
         """What was typed, with the pictures beside it."""
@@ -75,12 +80,13 @@ class Visits:
         temperature: float,
         top_p: float,
         longest: float,
-        seed: float | None,
+        seed: str | None,
         request: gr.Request,
     ) -> AsyncIterator[Updates]:
         """The last question once more, its answer forgotten."""
         question = talk[-1].question if talk else None
         sampling = sampling_of(temperature, top_p, longest, seed)
+        await self.room.drop(visitor_of(request))
         async for update in self._answers(request, talk[:-1], question, sampling):
             yield update
 
@@ -92,12 +98,14 @@ class Visits:
             temperature: float,
             top_p: float,
             longest: float,
-            seed: float | None,
+            seed: str | None,
             request: gr.Request,
         ) -> AsyncIterator[Updates]:
             pictures = last_pictures(talk)
             question = question_of(WHAT_IS_THIS[language], pictures, None) if pictures else None
             sampling = sampling_of(temperature, top_p, longest, seed)
+            if question is not None:
+                await self.room.drop(visitor_of(request))
             async for update in self._answers(request, (), question, sampling):
                 yield update
 
@@ -106,35 +114,51 @@ class Visits:
     async def _answers(
         self, request: gr.Request, talk: Talk, question: Question | None, sampling: Sampling
     ) -> AsyncIterator[Updates]:
+        visitor, limits = visitor_of(request), self.room.limits
+        problem = None
         if question is None:
-            gr.Info("Add a picture or type a question first.")
+            problem = "Add a picture or type a question first."
+        elif len(question.text) > limits.characters:
+            problem = (
+                f"{len(question.text):,} characters: at most {limits.characters:,} are read. "
+                "Shorten the question."
+            )
+        elif len(talk) >= limits.turns:
+            problem = "This conversation is as long as one may be: start a new one."
+        elif self.room.is_answering(visitor):
+            problem = "Your last question is still being answered: stop it, or wait."
+        if problem is not None or question is None:
+            gr.Warning(str(problem))
             yield tuple(gr.skip() for _ in range(3 + len(self.names)))
             return
         box: Any = gr.MultimodalTextbox(
             value={"text": "", "files": []}, submit_btn=False, stop_btn=True
         )
-        visitor = str(request.session_hash)
         async for answers in self.room.answers(visitor, talk, question, sampling):
             now = (*talk, Exchange(question, answers))
             yield (box, now, status_line(answers, self.names), *self._chats(now))
             box = gr.skip()
 
-    def unlock(self) -> Any:
-        """The text box, after an answer."""
+    def unlock(self, request: gr.Request) -> Any:
+        """The text box, after an answer; locked as it is while another one is written."""
+        if self.room.is_answering(visitor_of(request)):
+            return gr.skip()
         return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
 
     def stop(self, request: gr.Request) -> None:
         """The button, or a tab that was closed."""
-        self.room.stop(str(request.session_hash))
+        self.room.stop(visitor_of(request))
 
-    def undo(self, talk: Talk) -> Updates:
+    async def undo(self, talk: Talk, request: gr.Request) -> Updates:
         """The last question back into the text box."""
+        await self.room.drop(visitor_of(request))
         question = talk[-1].question if talk else Question("")
         files = [str(path) for path in question.pictures]
         return ({"text": question.text, "files": files}, talk[:-1], "", *self._chats(talk[:-1]))
 
-    def clear(self) -> Updates:
+    async def clear(self, request: gr.Request) -> Updates:
         """A new conversation."""
+        await self.room.drop(visitor_of(request))
         return ({"text": "", "files": []}, (), "", *self._chats(()))
 
     def _chats(self, talk: Talk) -> list[list[dict[str, Any]]]:
@@ -160,41 +184,51 @@ class Visits:
     # ------------------------------------------------------------------ why
     # These give (explanation, slider, sentence, maps, words, legend, gates).
 
-    def explain_last(self, talk: Talk, model: int) -> Updates:
-        return self.explain(talk, len(talk) - 1, model)
+    def explain_last(self, talk: Talk, model: int | None, request: gr.Request) -> Updates:
+        return self.explain(talk, len(talk) - 1, model or 0, request)
 
     def explain_selected(self, model: int) -> Callable[..., Updates]:
         """Of a message that was selected in a model's Chatbot; the model's number comes first."""
 
-        def explain(talk: Talk, event: gr.SelectData) -> Updates:
+        def explain(talk: Talk, event: gr.SelectData, request: gr.Request) -> Updates:
             index = event.index
             place = int(index[0] if isinstance(index, list | tuple) else index)
-            return (model, *self.explain(talk, place // 2, model))
+            return (model, *self.explain(talk, place // 2, model, request))
 
         return explain
 
-    def explain(self, talk: Talk, number: int, model: int) -> Updates:
-        """Of one answer; empty where there is none."""
-        hidden = gr.Slider(visible=False)
+    def explain(self, talk: Talk, number: int, model: int, request: gr.Request) -> Updates:
+        """Of one answer; empty where there is none. A few are made at a time, one a visitor."""
         if not 0 <= number < len(talk):
-            return (None, hidden, "", "", "", "", "")
+            return told("")
         said = talk[number].answers[model]
-        if said.state == "error" or not said.text.strip():
-            return (None, hidden, "", "", "", "", "")
+        if said.state == "error" or not said.over or not said.text.strip():
+            return told("")
+        visitor = visitor_of(request)
+        with self._lock:
+            full = len(self._explaining) >= self.room.limits.explanations
+            if full or visitor in self._explaining:
+                return told("Other explanations are being made: select the answer in a moment.")
+            self._explaining.add(visitor)
         try:
             found = explanation_of(
                 self.room.engines[model], talk, number, model, self.room.limits,
                 self._usual_gates(model),
             )  # fmt: skip
         except (DataError, QueueFullError, RuntimeError) as error:
-            return (None, hidden, f"Not explained: {html.escape(str(error))}", "", "", "", "")
+            pictures = [path for one in talk for path in one.question.pictures]
+            return told(f"Not explained: {without_folders(str(error), pictures)}")
+        finally:
+            with self._lock:
+                self._explaining.discard(visitor)
         layers = len(found.why.routers)
         layer = max(0, layers - 1) // 2
+        label = f"Layer, 1 to {layers}"
         slider = gr.Slider(
             maximum=max(2, layers),
             value=layer + 1,
             visible=layers > 1,
-            label=f"Layer, 1 to {layers}",
+            label=label,
         )
         sentence = f'<div class="why-sentence">{found.sentence()}</div>'
         drawn = (found.maps(layer), found.words(layer), found.legend, found.gates)
@@ -204,16 +238,27 @@ class Visits:
         """(maps, words) at another layer."""
         if found is None or not found.why.routers:
             return gr.skip(), gr.skip()
-        router = min(max(int(layer), 1), len(found.why.routers)) - 1
+        router = round(min(max(layer, 1), len(found.why.routers))) - 1
         return found.maps(router), found.words(router)
 
     def _usual_gates(self, model: int) -> Mapping[str, Sequence[float]]:
         """Language -> average gate over the example pictures; taken once."""
         if model not in self._usual:
-            questions = {code: [WHAT_IS_THIS[code]] for code in LANGUAGES}
             engine = self.room.engines[model]
-            self._usual[model] = engine.gates(questions, self.pictures) if self.pictures else {}
+            asked = [{"role": "user", "content": "<image>"}] * len(self.pictures)
+            pixels = engine.pixels_of(fill_pictures(asked, self.pictures))
+            questions = {code: [WHAT_IS_THIS[code]] for code in LANGUAGES}
+            self._usual[model] = {} if pixels is None else engine.gates(questions, pixels)
         return self._usual[model]
+
+
+def told(why_not: str) -> Updates:
+    """In place of an explanation."""
+    return (None, gr.Slider(visible=False), html.escape(why_not), "", "", "", "")
+
+
+def visitor_of(request: gr.Request) -> str:
+    return str(request.session_hash)
 
 
 def last_pictures(talk: Talk) -> tuple[Path, ...]:
@@ -221,18 +266,18 @@ def last_pictures(talk: Talk) -> tuple[Path, ...]:
     return next((one.question.pictures for one in reversed(talk) if one.question.pictures), ())
 
 
-def sampling_of(temperature: float, top_p: float, longest: float, seed: float | None) -> Sampling:
+def sampling_of(temperature: float, top_p: float, longest: float, seed: str | None) -> Sampling:
     """The settings of the page.
 
     Raises:
-        gr.Error: what no slider gives.
+        gr.Error: what no slider gives, or a seed that is no whole number.
     """
     try:
         return Sampling(
             max_new_tokens=int(longest),
             temperature=float(temperature),
             top_p=float(top_p),
-            seed=None if seed is None else int(seed),
+            seed=int(seed) if seed and seed.strip() else None,
         )
-    except (DataError, TypeError, ValueError, OverflowError) as error:
+    except (DataError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise gr.Error(f"Settings: {error}") from error

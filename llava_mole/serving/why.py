@@ -140,6 +140,7 @@ def explain(
     answer: str,
     *,
     steering: str | None = None,
+    pixels: torch.Tensor | None = None,
 ) -> Why:
     """What was on while `answer` was written to the conversation.
 
@@ -147,6 +148,7 @@ def explain(
         messages: typed parts with their pictures, ending with the user's turn.
         answer: what the model said.
         steering: the text that Parrot read the pictures for, where it was not the words around.
+        pixels: (N, 3, H, W) of the pictures, where they are there already.
 
     Raises:
         DataError: the conversation cannot be encoded, or is longer than the context.
@@ -161,13 +163,15 @@ def explain(
             f"conversation and answer are {len(encoded.input_ids)} tokens, the context is {limit}"
         )
     pictures = images_of(messages)
-    device = model.device
-    batch = processor.batch([encoded], pictures).to(device)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if pixels is None and pictures:
+        pixels = processor.image_processor(pictures)["pixel_values"]
+    ids = torch.tensor([encoded.input_ids], device=model.device)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     gates: list[list[float]] = []
-    if pictures:
-        features = model.encode_images(batch["pixel_values"])
-        asked = {name: batch[name] for name in ("question_ids", "question_mask")}
+    if pixels is not None:
+        features = model.encode_images(pixels.to(model.device))
+        steered_by = processor.steering(encoded.questions)
+        asked = {name: value.to(model.device) for name, value in steered_by.items()}
         inputs |= {"image_features": features, **asked}
         gates = gates_of(model, features, asked["question_ids"], asked["question_mask"])
     model(**inputs, logits_to_keep=1, use_cache=False)
@@ -223,14 +227,13 @@ def grid_of(model: LlavaMoleForConditionalGeneration) -> tuple[int, int] | None:
     return (side, side) if square else None
 
 
-def seen(processor: LlavaMoleProcessor, picture: Any) -> Image.Image:
+def seen(processor: LlavaMoleProcessor, pixels: torch.Tensor) -> Image.Image:
     """A picture as the tower sees it: cropped, padded and scaled by its preprocessing.
 
     Args:
-        picture: PIL, path or bytes.
+        pixels: (3, H, W), what its preprocessing made of the picture.
     """
     described = processor.image_processor.preprocess
-    pixels = processor.image_processor(picture)["pixel_values"][0]
     spread, middle = (torch.tensor(described[key]).view(3, 1, 1) for key in ("std", "mean"))
     return to_pil_image((pixels * spread + middle).clamp(0, 1))
 
@@ -257,21 +260,20 @@ def average_gates(
     model: LlavaMoleForConditionalGeneration,
     processor: LlavaMoleProcessor,
     questions: Mapping[str, Sequence[str]],
-    pictures: Sequence[Any],
+    pixels: torch.Tensor,
 ) -> dict[str, list[float]]:
     """Language -> Parrot's mean gate over questions in it and pictures; empty where it is off.
 
     Args:
         questions: language -> texts.
-        pictures: PIL, path or bytes.
+        pixels: (N, 3, H, W) of the pictures.
     """
     if model.parrot is None:
         return {}
-    pixels = processor.image_processor(list(pictures))["pixel_values"].to(model.device)
-    features = model.encode_images(pixels)
+    features = model.encode_images(pixels.to(model.device))
     averages = {}
     for language, texts in questions.items():
-        asked = [processor.question_ids(text) for text in texts for _ in pictures]
+        asked = [processor.question_ids(text) for text in texts for _ in pixels]
         steering = {
             name: value.to(model.device) for name, value in processor.steering(asked).items()
         }

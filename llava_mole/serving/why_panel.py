@@ -130,14 +130,12 @@ def explanation_of(
     question = exchange.question
     messages = messages_of(talk[:number], question, model, limits)
     answer = exchange.answers[model].text
-    why = engine.explain(messages, answer, steering=question.steering)
-    pictures = [part["image"] for one in messages for part in one["content"] if "image" in part]
+    pixels = engine.pixels_of(messages)
+    why = engine.explain(messages, answer, steering=question.steering, pixels=pixels)
     asked_in: Mapping[str, Sequence[float]] = {}
-    if why.gates:
-        asked_in = engine.gates(
-            {code: [text] for code, text in WHAT_IS_THIS.items()}, pictures[-1:]
-        )
-    shown = tuple(seen(engine.processor, picture) for picture in pictures)
+    if why.gates and pixels is not None:
+        asked_in = engine.gates({code: [text] for code, text in WHAT_IS_THIS.items()}, pixels[-1:])
+    shown = tuple(seen(engine.processor, one) for one in (() if pixels is None else pixels))
     return Explanation(why, shown, question.language, usual, asked_in)
 
 

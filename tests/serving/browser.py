@@ -19,9 +19,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @contextmanager
-def served(room: Room, names: Sequence[str], pictures: Sequence[Path] = ()) -> Iterator[str]:
-    """Its address."""
-    app = with_api(room, build_page(room, names=names, pictures=pictures), names=names)
+def served(
+    room: Room, names: Sequence[str], pictures: Sequence[Path] = (), **options: Any
+) -> Iterator[str]:
+    """Its address. Options are those of `with_api`."""
+    app = with_api(room, build_page(room, names=names, pictures=pictures), names=names, **options)
     server = uvicorn.Server(
         uvicorn.Config(
             app, host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=1

@@ -165,6 +165,39 @@ def test_stop_ends_it_and_a_second_question_follows(
     assert len(tab.answers()) == 2
 
 
+def test_a_new_conversation_ends_the_answer_that_is_being_written(
+    long_tab: Tab, long_room: Room, pictures: list[Path]
+) -> None:
+    tab = long_tab
+    tab.ask("What is this?", [pictures[1]])
+    tab.page.locator("#question .stop-button").wait_for()
+    tab.page.locator("#new").click()
+    tab.page.locator("#question .submit-button").wait_for()
+    tab.page.wait_for_timeout(500)
+    assert tab.answers() == []
+    assert long_room.answering() == 0
+    tab.ask("And now?")
+    tab.page.locator("#question .stop-button").wait_for()
+    tab.page.locator("#question .stop-button").click()
+    tab.wait_for_answer()
+    assert tab.page.locator("#chat-0 .user.message").count() == 1
+
+
+def test_another_language_takes_the_place_of_the_answer_that_is_being_written(
+    long_tab: Tab, long_room: Room, pictures: list[Path]
+) -> None:
+    tab = long_tab
+    tab.ask("What is this?", [pictures[1]])
+    tab.page.locator("#question .stop-button").wait_for()
+    tab.page.locator("#same-ru").click()
+    tab.page.locator("#chat-0").get_by_text("Что это?").wait_for()
+    tab.page.wait_for_timeout(300)
+    assert tab.page.locator("#question .stop-button").is_visible() or not long_room.answering()
+    tab.wait_for_answer()
+    whole = expected(long_room, "Что это?", pictures[1], tokens=256)
+    assert plain(tab.answers()[0]) == plain(whole)
+
+
 def test_why_draws_experts_words_and_gate(tab: Tab, pictures: list[Path]) -> None:
     tab.ask("Что это?", [pictures[2], pictures[3]])
     tab.wait_for_answer()

@@ -170,3 +170,46 @@ def test_one_question_at_a_time(engines: Any) -> None:
 
     (told,) = asyncio.run(twice())
     assert "still being answered" in told.problem
+
+
+def test_stop_while_pictures_are_decoded_is_not_forgotten(engines: Any, tmp_path: Path) -> None:
+    room = Room(engines)
+    large = tmp_path / "large.png"
+    Image.new("RGB", (5000, 5000), "red").save(large)
+
+    async def stopped() -> Any:
+        seen = []
+        async for answers in room.answers("eve", (), Question("?", (large,) * 3), LONG):
+            if not seen:
+                room.stop("eve")
+            seen.append(answers)
+        return seen[-1]
+
+    found = asyncio.run(stopped())
+    assert [one.state for one in found] == ["cancelled", "cancelled"]
+
+
+def test_after_drop_nothing_more_comes_and_another_question_may(engines: Any) -> None:
+    room = Room(engines[:1])
+
+    async def dropped() -> Any:
+        seen, late = [], []
+
+        async def first() -> None:
+            async for answers in room.answers("a", (), Question("Hello"), LONG):
+                (late if done.is_set() else seen).append(answers)
+
+        done = asyncio.Event()
+        task = asyncio.create_task(first())
+        while not (seen and seen[-1][0].tokens):
+            await asyncio.sleep(0.02)
+        await room.drop("a")
+        done.set()
+        assert not room.is_answering("a")
+        again = await last(room, "a", Question("Hello"))
+        await task
+        return late, again
+
+    late, (again,) = asyncio.run(dropped())
+    assert late == []
+    assert again.tokens == 8

@@ -1,8 +1,11 @@
 """A conversation as the page shows it."""
 
+import re
 from pathlib import Path
 
-from llava_mole.serving.shown import no_html, shown, status_line
+import pytest
+
+from llava_mole.serving.shown import JOINER, no_html, shown, status_line
 from llava_mole.serving.talk import Answer, Exchange, Question
 
 
@@ -16,16 +19,34 @@ def test_two_messages_an_exchange_and_each_model_its_own() -> None:
     )
     first, second = shown(talk, 0), shown(talk, 1)
     assert [one["role"] for one in first] == ["user", "assistant"] * 2
-    assert first[0]["content"] == [{"path": "a.png"}, {"path": "b.png"}, "&lt;b>What?"]
+    assert first[0]["content"] == [{"path": "a.png"}, {"path": "b.png"}, f"<{JOINER}b>What?"]
     assert [first[1]["content"], first[3]["content"]] == ["a cat", "… number 3 in the queue"]
     assert second[1]["content"] == "no &lt;image&gt; here"
     assert "Error" in second[1]["metadata"]["title"]
     assert second[3]["content"] == "So"
 
 
-def test_tags_are_shown_and_code_is_left_alone() -> None:
-    text = "a <b> `x < y` <i>\n```html\n<p>\n``` <u> ```<s>"
-    assert no_html(text) == "a &lt;b> `x < y` &lt;i>\n```html\n<p>\n``` &lt;u> ```<s>"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a <b> c",
+        "`<i>x</i>`",
+        "\\`<h1>x</h1>\\`",
+        "`` ` ``<i>it</i>`` ` ``",
+        "```html\n<p>\n```",
+        "<!-- x --> </p> <?x?>",
+        "![x](http://example.org/x.png)",
+    ],
+)
+def test_tags_and_pictures_are_text_wherever_they_stand(text: str) -> None:
+    made = no_html(text)
+    assert not re.search(r"<[A-Za-z/!?]|!\[", made)
+    assert made.replace(JOINER, "") == text
+
+
+def test_arithmetic_is_left_alone_and_drawings_are_code() -> None:
+    assert no_html("1 < 2 and 3 <4! [x](y)") == "1 < 2 and 3 <4! [x](y)"
+    assert no_html("> ```Mermaid\na") == "> ```text\na"
 
 
 def test_the_status_says_why_an_answer_ended() -> None:

@@ -72,11 +72,11 @@ def test_again_undo_and_clear(visits: Visits, pictures: list[Path]) -> None:
     _, talk, *_ = asked(visits, "What is this?", pictures[0])
     again = last(visits.ask_again(talk, *SETTINGS, ANA))[1]
     assert [one.answers[0].text for one in again] == [one.answers[0].text for one in talk]
-    box, left, status, *chats = visits.undo(talk)
+    box, left, status, *chats = asyncio.run(visits.undo(talk, ANA))
     assert box == {"text": "What is this?", "files": [str(pictures[0])]}
     assert (left, status, chats) == ((), "", [[], []])
-    assert visits.undo(())[1] == ()
-    assert visits.clear() == ({"text": "", "files": []}, (), "", [], [])
+    assert asyncio.run(visits.undo((), ANA))[1] == ()
+    assert asyncio.run(visits.clear(ANA)) == ({"text": "", "files": []}, (), "", [], [])
 
 
 def test_the_same_picture_in_another_language(visits: Visits, pictures: list[Path]) -> None:
@@ -91,7 +91,7 @@ def test_the_same_picture_in_another_language(visits: Visits, pictures: list[Pat
 
 def test_why_with_experts_and_parrot(visits: Visits, pictures: list[Path]) -> None:
     _, talk, *_ = asked(visits, "Что это?", *pictures)
-    found, slider, sentence, maps, words, legend, gates = visits.explain_last(talk, 0)
+    found, slider, sentence, maps, words, legend, gates = visits.explain_last(talk, 0, ANA)
     assert "specialist" in sentence
     assert "Russian" in sentence
     assert slider.visible
@@ -108,33 +108,33 @@ def test_why_with_experts_and_parrot(visits: Visits, pictures: list[Path]) -> No
 
 def test_why_without_any(visits: Visits, pictures: list[Path]) -> None:
     _, talk, *_ = asked(visits, "What?", pictures[0])
-    _, slider, sentence, maps, _, legend, gates = visits.explain_last(talk, 1)
+    _, slider, sentence, maps, _, legend, gates = visits.explain_last(talk, 1, ANA)
     assert not slider.visible
     assert "no experts" in sentence
     assert "data:image/jpeg" in maps
     assert (legend, gates) == ("", "")
     event: Any = SimpleNamespace(index=[1, 0])
-    assert visits.explain_selected(1)(talk, event)[0] == 1
+    assert visits.explain_selected(1)(talk, event, ANA)[0] == 1
 
 
 def test_what_cannot_be_explained_says_so(
     visits: Visits, pictures: list[Path], tmp_path: Path
 ) -> None:
-    assert visits.explain_last((), 0)[2] == ""
+    assert visits.explain_last((), 0, ANA)[2] == ""
     failed = Answer(state="error", problem="x")
-    assert visits.explain_last((Exchange(Question("?"), (failed, failed)),), 0)[2] == ""
+    assert visits.explain_last((Exchange(Question("?"), (failed, failed)),), 0, ANA)[2] == ""
     gone = Question("?", (tmp_path / "gone.png",))
     said = Answer("yes", "stop")
-    assert "gone.png" in visits.explain_last((Exchange(gone, (said, said)),), 0)[2]
+    assert "gone.png" in visits.explain_last((Exchange(gone, (said, said)),), 0, ANA)[2]
     long = Answer("a b " * 3000, "stop")
-    told = visits.explain_last((Exchange(Question("?"), (long, long)),), 0)[2]
+    told = visits.explain_last((Exchange(Question("?"), (long, long)),), 0, ANA)[2]
     assert "the context is" in told
 
 
 @pytest.mark.parametrize(
     "settings",
     [(float("nan"), 1, 8, None), (0, 0, 8, None), (0, 1, 0, None), (0, 1, float("inf"), None),
-     (0, 1, 8, -1), (1e9, 1, 8, None), (None, 1, 8, None)],
+     (0, 1, 8, "-1"), (0, 1, 8, "x"), (0, 1, 8, 3), (1e9, 1, 8, None), (None, 1, 8, None)],
 )  # fmt: skip
 def test_settings_that_no_slider_gives(visits: Visits, settings: Any) -> None:
     with pytest.raises(gr.Error, match="Settings"):

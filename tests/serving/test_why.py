@@ -26,6 +26,10 @@ def why(parts):
     return explain(*parts, fill_pictures(TURNS, PICTURES), "A dog.")
 
 
+def pixels(processor, pictures):
+    return processor.image_processor(list(pictures))["pixel_values"]
+
+
 def test_tokens_are_those_of_the_conversation(parts, why):
     model, _ = parts
     per_image = model.config.vision_part.tokens_per_image
@@ -60,14 +64,16 @@ def test_experts_are_those_of_the_pass(parts, why):
 def test_gates_follow_the_question_and_have_averages(parts):
     model, processor = parts
     asked = {"en": ["What is it?", "Which colour?"], "ru": ["Что это?", "Какого цвета?"]}
-    usual = average_gates(model, processor, asked, PICTURES)
+    usual = average_gates(model, processor, asked, pixels(processor, PICTURES))
     assert set(usual) == {"en", "ru"}
     for gate in usual.values():
         assert sum(gate) == pytest.approx(1, abs=1e-5)
     ask = [{"role": "user", "content": "<image>Что это?"}]
     found = explain(model, processor, fill_pictures(ask, PICTURES[:1]), "Кот.")
     [gate] = found.gates
-    alone = average_gates(model, processor, {"ru": ["Что это?"]}, PICTURES[:1])["ru"]
+    alone = average_gates(model, processor, {"ru": ["Что это?"]}, pixels(processor, PICTURES[:1]))[
+        "ru"
+    ]
     assert list(gate) == pytest.approx(alone, abs=1e-6)  # the same numbers in another batch
     assert "question in Russian" in found.sentence("ru", usual)
 
@@ -76,7 +82,7 @@ def test_a_picture_is_shown_as_the_tower_sees_it(parts):
     _, processor = parts
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (0, 0, 100, 100))
-    shown = seen(processor, wide)
+    shown = seen(processor, pixels(processor, [wide])[0])
     side = processor.image_processor.preprocess["size"]
     assert shown.size == ((side, side) if isinstance(side, int) else tuple(side)[::-1])
     assert shown.getpixel((shown.width // 2, shown.height // 2))[0] > 240
