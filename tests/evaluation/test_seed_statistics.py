@@ -163,7 +163,7 @@ def simulated(rng, seeds, pictures, *, of_seeds, of_pictures, languages=2):
     return (second.astype(float) - first).reshape(seeds, -1)
 
 
-def coverage(interval, sweeps=400, seeds=5, pictures=80, **variances):
+def coverage(interval, sweeps=300, seeds=5, pictures=80, **variances):
     """Share of simulated sweeps whose interval holds the truth."""
     rng = np.random.default_rng(7)
     units = [str(i) for i in range(pictures) for _ in range(2)]
@@ -180,7 +180,7 @@ def by_t(values, units):
 
 
 def percentiles(values, units):
-    return np.quantile(hierarchical_bootstrap(values, units, draws=200)[1], [0.025, 0.975])
+    return np.quantile(hierarchical_bootstrap(values, units, draws=150)[1], [0.025, 0.975])
 
 
 def pictures_only(values, units):
@@ -191,14 +191,14 @@ def pictures_only(values, units):
 BOTH = {"of_seeds": 0.15, "of_pictures": 0.1}
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 8])
+@pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize(
     "variances",
     [BOTH, {"of_seeds": 0.06, "of_pictures": 0.12}, {"of_seeds": 0.0, "of_pictures": 0.12}],
     ids=["seeds", "both", "pictures"],
 )
 def test_the_interval_holds_the_truth_as_often_as_it_says(seeds, variances):
-    """Nominal 95 %; 400 sweeps have a standard error of 1.1 points."""
+    """Nominal 95 %; 300 sweeps have a standard error of 1.3 points."""
     assert 0.90 <= coverage(by_t, seeds=seeds, **variances) <= 0.99
 
 
@@ -208,14 +208,14 @@ def test_pictures_alone_would_be_too_sure_of_themselves():
 
 @pytest.mark.parametrize(("seeds", "at_most"), [(3, 0.9), (5, 0.92)])
 def test_percentiles_are_too_narrow_for_few_seeds(seeds, at_most):
-    assert coverage(percentiles, seeds=seeds, sweeps=300, **BOTH) < at_most
+    assert coverage(percentiles, seeds=seeds, sweeps=200, **BOTH) < at_most
 
 
 def test_arms_that_are_alike_are_told_apart_no_more_often_than_said():
     rng = np.random.default_rng(11)
     units = [str(i) for i in range(60)]
     found = []
-    for _ in range(400):
+    for _ in range(300):
         of_seeds, of_pictures = rng.normal(0, 0.05, (5, 1)), rng.normal(0, 0.1, 60)
         values = of_seeds + of_pictures + rng.normal(0, 0.3, (5, 60))
         found.append(seed_interval(values, units).p)
