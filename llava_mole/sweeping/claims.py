@@ -1,8 +1,9 @@
 """What the runs say of each claim: supported, not supported, or not decidable, and why.
 
-- **Supported**: the difference has the claimed direction, Holm's p is below 0.05, and where
-  `no_worse` is asked for, every domain's interval lies above that margin. A claim of several parts
-  holds only if all do, so its p is the largest of theirs (intersection-union test, Berger 1982).
+- **Supported**: the difference has the claimed direction (not_worse: it is above -no_worse), p after
+  Holm is below 0.05, and where `no_worse` is asked for, every domain is shown to be above that
+  margin. A claim of several parts holds only if all do, so its p is the largest of theirs
+  (intersection-union test, Berger 1982).
 - **Not supported**: the interval lies below what would matter (`smallest`, or 0), or in some domain
   the interval (corrected for the number of domains) lies beyond `no_worse`.
 - **Not decidable**: neither; or runs are missing, there is one seed, or arms saw other samples.
@@ -27,7 +28,7 @@ from llava_mole.evaluation.statistics import (
 )
 from llava_mole.sweeping.answers import Answers, Scores
 from llava_mole.sweeping.plan import run_name
-from llava_mole.sweeping.sweep_file import Claim, Sweep
+from llava_mole.sweeping.sweep_file import NOT_WORSE, Claim, Sweep
 
 SUPPORTED, NOT_SUPPORTED, NOT_DECIDABLE = "supported", "not supported", "not decidable"
 LEVEL = 0.05
@@ -109,13 +110,14 @@ def weigh(sweep: Sweep, answers: Answers, name: str, claim: Claim) -> Verdict:
         return replace(blank, reason="no question is of its domains, languages and kinds")
     difference = answers.side(sweep, sweep.parts(claim.first), seeds, claim.measure)
     difference -= answers.side(sweep, sweep.parts(claim.second), seeds, claim.measure)
-    whole = interval_of(answers, difference, part)
+    null = -(claim.no_worse or 0) if claim.direction == NOT_WORSE else 0.0
+    whole = interval_of(answers, difference, part, null)
     if len(seeds) == 1:
         reasons.append("one seed says nothing of other seeds")
     if math.isnan(whole.se):
         reasons.append("a domain has a single picture")
     domains = {}
-    shown = {"the difference": p_of_direction(whole, claim.direction)}
+    shown = {"the difference": p_of_direction(whole, claim.direction, null)}
     worse = []
     column = answers.column("domain")
     names = [str(name) for name in dict.fromkeys(column[part])]
@@ -169,10 +171,11 @@ def interval_of(
     return seed_interval(scores[:, part], **layout(answers, part), null=null)
 
 
-def p_of_direction(found: SeedInterval, direction: str) -> float:
-    """1 where the difference points the other way."""
-    wrong = {"greater": found.mean <= 0, "less": found.mean >= 0, "different": False}[direction]
-    return 1.0 if wrong else found.p
+def p_of_direction(found: SeedInterval, direction: str, null: float) -> float:
+    """1 where the difference lies on the other side of what is claimed."""
+    above = {"greater": True, "less": False, NOT_WORSE: True, "different": found.mean > null}
+    right = found.mean > null if above[direction] else found.mean < null
+    return found.p if right else 1.0
 
 
 def judged(one: Verdict, claim: Claim) -> Verdict:
@@ -187,6 +190,9 @@ def judged(one: Verdict, claim: Claim) -> Verdict:
     if claim.direction == "different":
         if claim.smallest and -claim.smallest < low and high < claim.smallest:
             against.append(f"a difference of {points(claim.smallest)} is excluded")
+    elif claim.direction == NOT_WORSE:
+        if high < -(claim.no_worse or 0):
+            against.append(f"the mean is worse by more than {points(claim.no_worse or 0)}")
     elif high < claim.smallest or high < 0:
         against.append(
             "the difference points the other way"

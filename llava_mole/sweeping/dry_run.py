@@ -15,7 +15,7 @@ from llava_mole.errors import DataError
 from llava_mole.sweeping.measures import parameters_of, trained_parameters
 from llava_mole.sweeping.one_run import is_finished
 from llava_mole.sweeping.order import order_of, planned_steps, where_they_part
-from llava_mole.sweeping.plan import PlannedRun
+from llava_mole.sweeping.plan import PlannedRun, in_one_line
 from llava_mole.sweeping.run_folder import RUN, changed
 from llava_mole.sweeping.scoring import check_files
 from llava_mole.sweeping.sweep_file import Sweep
@@ -59,18 +59,20 @@ def dry_run(sweep: Sweep, runs: list[PlannedRun], split: str, console: Console) 
     problems: list[str] = []
     arms = {run.arm: run for run in reversed(runs)}  # with the first seed
     outlooks = [foresee(arms[name], problems) for name in sweep.arm_names() if name in arms]
-    table = Table("arm", "trained parameters", "of", "steps", "order", "differs from the base")
+    table = Table("arm", "trained parameters", "of", "steps", "order")
     for one in outlooks:
-        changes = [f"{key}: {value}" for key, value in one.run.about.set.items()]
         other = one.run.about.other_data
         order = "–" if one.order is None else str(one.order["digest"])[:8]
         table.add_row(
             escape(one.run.arm), f"{one.trained:,}", f"{one.total:,}",
             "–" if one.steps is None else f"{one.steps:,}",
             f"{order} (other data: {escape(other)})" if other else order,
-            escape("\n".join(changes)) or "nothing",
         )  # fmt: skip
     console.print(table)
+    sets = {one.run.arm: one.run.about.set for one in outlooks}
+    for name, changes in {"every arm": sweep.set, **sets}.items():
+        shown = "".join(f"\n  {key}: {in_one_line(value)}" for key, value in changes.items())
+        console.print(f"{name}, over the base:{shown or ' nothing'}", markup=False, soft_wrap=True)
     if any(one.run.recipe.minutes is not None for one in outlooks):
         console.print("minutes is set in a recipe: its runs stop by the clock, not by steps, so "
                       "arms that are slower see less", soft_wrap=True)  # fmt: skip

@@ -24,7 +24,8 @@ from llava_mole.training.schema import build
 
 KEEP = ("everything", "model", "nothing")
 MEASURES = ("accuracy", "gain")
-DIRECTIONS = ("greater", "less", "different")
+NOT_WORSE = "not_worse"
+DIRECTIONS = ("greater", "less", "different", NOT_WORSE)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 GRID = "+"
 """Between an arm and the label of a grid's axis: moe+r16."""
@@ -75,7 +76,7 @@ class Claim:
     about: str = ""
     """In words, for the report."""
     direction: str = field(default="greater", metadata={"choices": DIRECTIONS})
-    """Of the first side less the second."""
+    """Of the first side less the second; "not_worse": it is above -no_worse, in each domain too."""
     measure: str = field(default="accuracy", metadata={"choices": MEASURES})
     """"accuracy" with the picture; "gain": less accuracy without it (`evaluate.withheld`)."""
     domains: list[str] | None = None
@@ -285,6 +286,12 @@ def claim_problems(sweep: Sweep, claim: Claim, path: str) -> list[str]:
             problems.append(f"{path}.{key}: empty; leave the key out for all")
     if claim.domains == []:
         problems.append(f"{path}.domains: empty; leave the key out for all")
+    if claim.direction == NOT_WORSE and claim.no_worse is None:
+        problems.append(f"{path}.no_worse: missing; by how much is worse, for direction: not_worse")
+    if claim.direction == "different" and claim.no_worse is not None:
+        problems.append(f"{path}.no_worse: direction: different has no better side; leave one out")
+    if claim.direction == NOT_WORSE and claim.smallest:
+        problems.append(f"{path}.smallest: of direction: not_worse the margin is no_worse")
     if claim.measure == "gain" and not asked.withheld:
         problems.append(f"{path}.measure=gain: needs evaluate.withheld: true")
     return problems

@@ -111,6 +111,19 @@ def test_no_worse_has_to_be_shown_not_just_left_open(written):
     assert narrow.reason == "no worse in noise: not shown"
 
 
+def test_being_no_worse_is_a_claim_of_its_own(written):
+    margin = {"direction": "not_worse", "no_worse": 0.1}
+    claims = {"alike": AB | margin, "narrow": AB | margin | {"no_worse": 0.01}}
+    alike, narrow = verdicts(written, constant(a=0.5, b=0.5), claims, pictures=150)
+    assert alike.verdict == SUPPORTED
+    assert alike.low < 0
+    assert narrow.verdict == NOT_DECIDABLE
+    (behind,) = verdicts(written, constant(a=0.7, b=0.4), {"behind": AB | margin})
+    assert behind.verdict == NOT_SUPPORTED
+    assert behind.p == 1
+    assert "the mean is worse by more than 10.0 points" in behind.reason
+
+
 def test_claims_may_be_about_some_domains_and_languages(written):
     def rate(arm, seed, domain, language, picture):
         return 0.9 if (arm, domain, language) == ("b", "shapes", "tr") else 0.5

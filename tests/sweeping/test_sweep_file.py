@@ -1,14 +1,18 @@
 """Sweep files: every problem at once, each with its line; arms and grids unfolded into recipes."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from llava_mole.cli import build_parser
 from llava_mole.errors import ConfigError
 from llava_mole.sweeping.plan import in_one_line, plan_runs, recipe_digest
-from llava_mole.sweeping.sweep_file import read_sweep
+from llava_mole.sweeping.sweep_file import Arm, Choice, Claim, Evaluation, Sweep, read_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
 
 WRONG = """\
 base: recipe.yaml
@@ -44,7 +48,8 @@ def test_every_wrong_key_is_listed_with_its_line_and_the_nearest(tmp_path):
     assert lines == [
         "  sweep.yaml:6: arms.lora.sett: unknown key; did you mean 'set'?",
         "  sweep.yaml:11: evaluate.items=0: must be at least 1",
-        "  sweep.yaml:15: claims.second.direction='up': (known: greater, less, different)",
+        "  sweep.yaml:15: claims.second.direction='up': "
+        "(known: greater, less, different, not_worse)",
         "  sweep.yaml:16: keep='modell': did you mean 'model'?",
     ]
 
@@ -149,3 +154,32 @@ def test_the_choice_may_be_a_file_that_is_not_written_yet(sweep_file):
     (path.parent / "choice.yaml").write_text(yaml.safe_dump({"chosen": ["mole"]}), "utf-8")
     with pytest.raises(ConfigError, match=r"unknown 'mole'(.|\n)*protocol.reason: empty"):
         read_sweep(path)
+
+
+# ---------------------------------------------------------------------- what ships
+
+
+def test_the_example_is_read_and_its_arms_see_the_same_but_for_the_model(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = Path("configs/experiments/example-sweep.yaml")
+    sweep = read_sweep(path)
+    runs = plan_runs(sweep, path)
+    assert len(runs) == 4
+    lora, moe = runs[0].recipe, runs[1].recipe
+    assert lora.model.experts is None
+    assert moe.model.experts.num_experts == 4
+    assert lora.data == moe.data
+    assert lora.stages[1].steps == moe.stages[1].steps == 20
+
+
+def test_the_page_has_a_file_that_is_read_and_names_every_key(tmp_path):
+    page = (ROOT / "docs" / "sweep.md").read_text("utf-8")
+    (tmp_path / "sweep.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.S)[0], "utf-8")
+    sweep = read_sweep(tmp_path / "sweep.yaml")
+    assert sweep.trained_arms("alone") == ["only_charts", "only_flags"]
+    for cls in (Sweep, Arm, Claim, Choice, Evaluation):
+        for name in cls.__dataclass_fields__:
+            assert f"`{name}" in page, name
+    options = build_parser("sweep").parse_args(["sweep", "x"])
+    for name in vars(options).keys() - {"command", "verbose", "file"}:
+        assert f"--{name.replace('_', '-')}" in page, name
