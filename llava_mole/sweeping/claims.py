@@ -1,8 +1,8 @@
 """What the runs say of each claim: supported, not supported, or not decidable, and why.
 
-- **Supported**: the difference has the claimed direction (not_worse: it is above -no_worse), p after
-  Holm is below 0.05, and where `no_worse` is asked for, every domain is shown to be above that
-  margin. A claim of several parts holds only if all do, so its p is the largest of theirs
+- **Supported**: the difference has the claimed direction (not_worse: it is above -no_worse), p
+  after Holm is below 0.05, and where `no_worse` is asked for, every domain is shown to be above
+  that margin. A claim of several parts holds only if all do, so its p is the largest of theirs
   (intersection-union test, Berger 1982).
 - **Not supported**: the interval lies below what would matter (`smallest`, or 0), or in some domain
   the interval (corrected for the number of domains) lies beyond `no_worse`.
