@@ -19,7 +19,7 @@ from llava_mole.languages import LANGUAGES
 from llava_mole.sweeping.order import where_they_part
 from llava_mole.sweeping.plan import run_folder, run_name
 from llava_mole.sweeping.run_folder import DONE, ORDER, RUN, TRAINED, read_json, split_folder
-from llava_mole.sweeping.scoring import SHOWN, WITHHELD, scored
+from llava_mole.sweeping.scoring import SHOWN, WITHHELD, scored, settings_of
 from llava_mole.sweeping.sweep_file import Sweep
 
 Scores = NDArray[np.float64]
@@ -49,6 +49,7 @@ class Answers:
         orders: (arm, seed) -> what the run drew (`order.py`).
         runs: (arm, seed) -> done.json.
         other_data: arm -> why its samples differ, where it says so.
+        stale: runs that were scored with other settings than `evaluate` has now.
     """
 
     split: str
@@ -58,6 +59,7 @@ class Answers:
     orders: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     runs: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     other_data: dict[str, str] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> NDArray[np.str_]:
         """(Q,) an attribute of the questions."""
@@ -122,9 +124,12 @@ def read_answers(sweep: Sweep, split: str) -> Answers:
         for seed in sweep.seeds:
             folder = run_folder(sweep.out, arm, seed)
             done = read_json(folder / DONE)
-            marks = scored(folder, split)["domains"]
-            if done is None or any(domain not in marks for domain in sweep.evaluate.domains):
+            marks = scored(folder, split)
+            lacking = set(sweep.evaluate.domains) - set(marks["domains"])
+            if done is None or lacking:
                 continue
+            if marks["settings"] != settings_of(sweep):
+                found.stale.append(run_name(arm, seed))
             files = [read_json(folder / name) for name in (RUN, TRAINED)]
             check_one_run(run_name(arm, seed), files, done)
             questions, shown, withheld = read_run(sweep, arm, seed, split)

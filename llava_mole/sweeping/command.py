@@ -41,7 +41,7 @@ examples:
   llava-mole sweep FILE --report               tables and verdicts anew, from the folders alone
   llava-mole sweep FILE --split test           the arms that `protocol` has chosen, on test
 
-exit status: 0: all is done; 1: a run failed; 2: what is asked for is impossible. docs/sweep.md"""
+exit status: 0: no run failed; 1: a run failed; 2: what is asked for is impossible. docs/sweep.md"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

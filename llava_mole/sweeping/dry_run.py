@@ -39,8 +39,10 @@ class Outlook:
 
 
 def foresee(run: PlannedRun, problems: list[str]) -> Outlook:
-    """Args:
-    problems: what is wrong with its data is added, once for all arms.
+    """Count and plan one arm.
+
+    Args:
+        problems: what is wrong with its data is added, once for all arms.
     """
     parameters = parameters_of(run.recipe)
     total = sum(part["total"] for part in parameters.values())

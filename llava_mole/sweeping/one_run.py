@@ -89,7 +89,7 @@ def do_run(sweep: Sweep, run: PlannedRun, *, split: str = DEVELOPMENT, again: bo
                 "model, or score it in the same go (--split test)"
             )
         for one in [DEVELOPMENT] if split == DEVELOPMENT else [DEVELOPMENT, TEST]:
-            score_run(sweep, run.folder, one, digest=run.digest)
+            score_run(sweep, run, one)
         if ranks.is_main():
             finish(sweep, run, here)
         ranks.barrier()

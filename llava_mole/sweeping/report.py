@@ -79,6 +79,11 @@ def notes(sweep: Sweep, answers: Answers, found: Sequence[Cost]) -> list[str]:
     missing = [run_name(*one) for one in wanted if one not in answers.shown]
     if missing:
         said.append(f"{len(missing)} of {len(wanted)} runs are not scored: {', '.join(missing)}")
+    if answers.stale:
+        said.append(
+            f"{len(answers.stale)} runs were scored with other settings than `evaluate` has now; "
+            f"the sweep without --report scores them anew: {', '.join(answers.stale)}"
+        )
     for arm, why in answers.other_data.items():
         said.append(f"{arm} is declared to see other data: {why}")
     for name, values in (

@@ -41,7 +41,7 @@ TAIL = 2000
 """Bytes of a failed run's output that are shown."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     """What one run at a time may use.
 
@@ -55,7 +55,9 @@ class Slot:
 
 
 def make_slots(parallel: int | None) -> list[Slot]:
-    """Args:
+    """A slot for each run that may go on at once.
+
+    Args:
         parallel: runs at once; None: one a device, or one where there is no accelerator.
 
     Raises:
@@ -63,11 +65,13 @@ def make_slots(parallel: int | None) -> list[Slot]:
     """
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     wanted = parallel if parallel is not None else max(1, devices)
-    if wanted == 1:
+    if wanted == 1 and devices < 2:
         return [Slot()]
     if devices:
         if wanted > devices:
             raise ConfigError(f"--parallel {wanted}: there are {devices} devices, a run needs one")
+        if not torch.cuda.is_available():
+            raise ConfigError("several devices that are not CUDA's: start each run with --one")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(number) for number in range(devices)]
         return [Slot(environment={"CUDA_VISIBLE_DEVICES": name}) for name in names[:wanted]]

@@ -20,6 +20,7 @@ from llava_mole.errors import ConfigError, DataError
 from llava_mole.folders import sha256_file
 from llava_mole.folders import sweep as remove_leftovers
 from llava_mole.sweeping import SPLITS, TEST
+from llava_mole.sweeping.plan import PlannedRun
 from llava_mole.sweeping.run_folder import (
     SCORED,
     append_line,
@@ -88,15 +89,13 @@ def scores_left(sweep: Sweep, folder: Path, split: str) -> list[str]:
     return [domain for domain in sweep.evaluate.domains if domain not in found["domains"]]
 
 
-def score_run(sweep: Sweep, folder: Path, split: str, *, digest: str) -> None:
+def score_run(sweep: Sweep, run: PlannedRun, split: str) -> None:
     """Score the model that a run left, domain by domain; a collective.
-
-    Args:
-        digest: of the run's recipe, for the record of test scorings.
 
     Raises:
         DataError: a questions file is malformed.
     """
+    folder = run.folder
     if ranks.is_main():
         remove_leftovers(split_folder(folder, split))
     left = ranks.from_main(scores_left(sweep, folder, split) if ranks.is_main() else None)
@@ -107,13 +106,13 @@ def score_run(sweep: Sweep, folder: Path, split: str, *, digest: str) -> None:
 
     from llava_mole.evaluation.report import evaluate_conditions
     from llava_mole.evaluation.tables import write_predictions
-    from llava_mole.features import FeatureStore
+    from llava_mole.training.run import feature_store
 
     model = AutoModelForImageTextToText.from_pretrained(folder / "model")
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     processor = AutoProcessor.from_pretrained(folder / "model")
-    features = FeatureStore(model, processor.image_processor)
+    features = feature_store(run.recipe, model, processor)  # the recipe's cache, where it has one
     asked = sweep.evaluate
     found = scored(folder, split) if len(left) < len(asked.domains) else None
     found = found or {"settings": settings_of(sweep), "split": split, "domains": {}}
@@ -131,7 +130,7 @@ def score_run(sweep: Sweep, folder: Path, split: str, *, digest: str) -> None:
         if not ranks.is_main():
             continue
         if split == TEST and not found["domains"]:
-            append_line(sweep.out / TEST_SCORINGS, scoring_line(sweep, folder, digest))
+            append_line(sweep.out / TEST_SCORINGS, scoring_line(sweep, run))
         predictions = split_folder(folder, split) / f"{domain}.jsonl"
         write_predictions(report.predictions, predictions)
         right = [row.correct for row in report.predictions if row.condition == SHOWN]
@@ -146,14 +145,14 @@ def score_run(sweep: Sweep, folder: Path, split: str, *, digest: str) -> None:
         write_json(split_folder(folder, split) / SCORED, found)
 
 
-def scoring_line(sweep: Sweep, folder: Path, digest: str) -> dict[str, Any]:
+def scoring_line(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
     """The line that a scoring on test leaves."""
     chosen = asdict(sweep.protocol)
     text = json.dumps(chosen, sort_keys=True, ensure_ascii=False)
     return {
         "time": now(),
-        "run": folder.relative_to(sweep.out / "runs").as_posix(),
-        "digest": digest,
+        "run": run.name,
+        "digest": run.digest,
         "choice": hashlib.sha256(text.encode()).hexdigest()[:16],
         "chosen": chosen["chosen"],
         "reason": chosen["reason"],

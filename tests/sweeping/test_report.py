@@ -94,6 +94,22 @@ def test_really_trained_runs_make_a_report_and_it_is_the_same_again(trained):
     assert report.verdicts[0].seeds == (0, 1)
 
 
+def test_before_the_first_run_a_report_says_what_is_missing(sweep_file):
+    sweep = read_sweep(sweep_file())
+    folder = write_report(sweep, make_report(sweep, "dev"))
+    text = (folder / "report.md").read_text("utf-8")
+    assert "- experts_help: not decidable; not scored on dev: moe/seed-0, lora/seed-0" in text
+    assert "4 of 4 runs are not scored" in text
+    assert not (folder / "claims.png").exists()
+
+
+def test_scores_of_other_settings_are_told(trained):
+    told = "4 runs were scored with other settings"
+    assert told not in "\n".join(make_report(read_sweep(trained), "dev").notes)
+    sweep = edit(trained, evaluate__items=3)
+    assert told in "\n".join(make_report(sweep, "dev").notes)
+
+
 def test_a_mark_that_was_changed_by_hand_is_found(written):
     sweep = written(rate, seeds=(0,))
     path = sweep.out / "runs" / "a" / "seed-0" / "predictions" / "dev" / "noise.jsonl"
