@@ -49,8 +49,12 @@ STARTED_BY = "LLAVA_MOLE_SWEEP"
 
 def is_finished(sweep: Sweep, run: PlannedRun, split: str) -> bool:
     """Nothing is left to do."""
-    splits = [DEVELOPMENT] if split == DEVELOPMENT else [DEVELOPMENT, TEST]
-    return is_done(run) and not any(scores_left(sweep, run.folder, one) for one in splits)
+    return is_done(run) and not any(scores_left(sweep, run.folder, one) for one in splits_of(split))
+
+
+def splits_of(split: str) -> tuple[str, ...]:
+    """What is scored where a split is asked for: dev always."""
+    return (DEVELOPMENT,) if split == DEVELOPMENT else (DEVELOPMENT, TEST)
 
 
 def do_run(sweep: Sweep, run: PlannedRun, *, split: str = DEVELOPMENT, again: bool = False) -> None:
@@ -82,13 +86,13 @@ def do_run(sweep: Sweep, run: PlannedRun, *, split: str = DEVELOPMENT, again: bo
         here = ranks.from_main(read_json(run.folder / TRAINED) if ranks.is_main() else None)
         if here is None:
             here = train(sweep, run)
-        elif not (run.folder / "model").is_dir() and scores_left(sweep, run.folder, split):
-            raise CheckpointError(
-                f"{run.name}: its model is not there any more (keep: {sweep.keep}), and {split} is "
-                "not scored as the sweep file asks: do it anew in another output_dir with keep: "
-                "model, or score it in the same go (--split test)"
-            )
-        for one in [DEVELOPMENT] if split == DEVELOPMENT else [DEVELOPMENT, TEST]:
+        for one in splits_of(split):
+            if not (run.folder / "model").is_dir() and scores_left(sweep, run.folder, one):
+                raise CheckpointError(
+                    f"{run.name}: its model is not there any more (keep: {sweep.keep}), and {one} "
+                    "is not scored as the sweep file asks: do it anew in another output_dir with "
+                    "keep: model, or score both in the same go (--split test)"
+                )
             score_run(sweep, run, one)
         if ranks.is_main():
             finish(sweep, run, here)
@@ -120,7 +124,8 @@ def train(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         if ranks.is_main():
             order = order_of(recipe, read)
             problem = order_problem(sweep, run, order)
-            write_json(run.folder / ORDER, order)
+            if problem is None:
+                write_json(run.folder / ORDER, order)
         problem = ranks.from_main(problem)
         if problem is not None:
             raise ConfigError(problem)
@@ -166,7 +171,9 @@ def order_problem(sweep: Sweep, run: PlannedRun, order: dict[str, Any]) -> str |
 def finish(sweep: Sweep, run: PlannedRun, trained: dict[str, Any]) -> None:
     """Write `done.json` and remove what need not stay."""
     figures = scored(run.folder, DEVELOPMENT)
-    seconds = trained["seconds"] + sum(one["seconds"] for one in figures["domains"].values())
+    # The last session by the clock; of sessions that were stopped, what the stages' log has.
+    training = max(trained["session_seconds"], trained["seconds"])
+    seconds = training + sum(one["seconds"] for one in figures["domains"].values())
     done = {
         **trained,
         "minutes": round(seconds / 60, 2),

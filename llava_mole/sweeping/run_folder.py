@@ -25,7 +25,7 @@ from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import remove_folder, writing_file
 from llava_mole.sweeping.plan import PlannedRun, resolved
 from llava_mole.sweeping.sweep_file import Sweep
-from llava_mole.training.resume import differences
+from llava_mole.training.resume import differences, only_run
 
 RUN, ATTEMPTS, ORDER = "run.json", "attempts.jsonl", "order.json"
 TRAINED, SCORED, DONE = "trained.json", "scored.json", "done.json"
@@ -129,7 +129,13 @@ def check_unchanged(runs: list[PlannedRun]) -> None:
 
 
 def put_aside(sweep: Sweep, run: PlannedRun) -> Path:
-    """Move a run's folder out of the way; where to."""
+    """Move a run's folder out of the way; where to.
+
+    Raises:
+        ConfigError: a process is doing that run.
+    """
+    with only_run(run.folder / PREDICTIONS):
+        pass
     number = 1
     while (sweep.out / "earlier" / str(number) / run.name).exists():
         number += 1

@@ -108,6 +108,7 @@ def test_an_arm_that_would_see_other_samples_is_refused_before_it_trains(trained
     with pytest.raises(ConfigError, match=r"twice/seed-0 and lora/seed-0 would not see the same"):
         do_run(sweep, run)
     assert not (run.folder / "log.jsonl").exists()
+    assert not (run.folder / "order.json").exists()  # no other arm is held against it
     edit(trained, arms__twice=twice | {"other_data": "twice the samples"})
     sweep, run = planned(trained, "twice")
     do_run(sweep, run)

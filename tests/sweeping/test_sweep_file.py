@@ -169,7 +169,7 @@ def test_the_example_is_read_and_its_arms_see_the_same_but_for_the_model(monkeyp
     assert lora.model.experts is None
     assert moe.model.experts.num_experts == 4
     assert lora.data == moe.data
-    assert lora.stages[1].steps == moe.stages[1].steps == 20
+    assert lora.stages[1].steps == moe.stages[1].steps == 10
 
 
 def test_the_page_has_a_file_that_is_read_and_names_every_key(tmp_path):
