@@ -82,5 +82,5 @@ def draw_marks(marks: Sequence[Mark], by: str, path: Path) -> None:
     shown = [printable(name) if name != ALL else "mean" for name in names]
     axes.set_xticks(range(len(names)), shown, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(arms)), [printable(a) for a in arms], fontsize=8, parse_math=False)
-    figure.colorbar(image, label="points from the column's mean")
+    figure.colorbar(image, label="points")
     save(figure, path)
