@@ -20,6 +20,7 @@ examples:
   llava-mole train --config configs/starter.yaml stages.instruct.steps=300 seed=1
   llava-mole inspect my.json --against benchmark.tsv
   llava-mole mix configs/starter.yaml --show 5
+  llava-mole sweep configs/experiments/example-sweep.yaml --dry-run
   llava-mole chat --model runs/quickstart/model --image cat.png "What is this?"
   llava-mole convert llava-hf/llava-1.5-7b-hf --out models/llava-1.5-7b
 """
@@ -148,6 +149,17 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         cache.description = caching.__doc__
         caching.add_arguments(cache)
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="train arms of a recipe with several seeds, score them, and decide claims",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if only in (None, "sweep"):
+        from llava_mole.sweeping import command as sweeping
+
+        sweep.description, sweep.epilog = sweeping.DESCRIPTION, sweeping.EPILOG
+        sweeping.add_arguments(sweep)
+
     convert = commands.add_parser(
         "convert",
         help="import a LLaVA model, or export one to Hugging Face's LLaVA",
@@ -249,11 +261,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command in ("train", "quickstart", "mix") and args.config is not None:
             check_readable(args.config)  # before seconds of imports
+        if args.command == "sweep":
+            check_readable(args.file, "sweep file")
         with environment.pointed_to():
             from llava_mole.registration import register
 
             register()
-        if args.command in ("train", "quickstart") and os.environ.get("WORLD_SIZE", "1") == "1":
+        trains = args.command in ("train", "quickstart", "sweep")
+        if trains and os.environ.get("WORLD_SIZE", "1") == "1":
             workers = wanted_workers(args)
             if workers > 1:
                 from llava_mole import ranks
@@ -265,11 +280,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "inspect": inspect,
             "mix": mix,
             "cache": cache,
+            "sweep": sweep,
             "convert": convert,
             "chat": chat,
         }
         code = commands[args.command](args)
-        if code == 0 and args.command in ("train", "quickstart"):
+        if code == 0 and trains:
             from llava_mole import ranks
 
             ranks.leave()
@@ -290,11 +306,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def check_readable(config: Path) -> None:
-    """Raises ConfigError for a recipe that is missing, no YAML, or of another program."""
+def check_readable(config: Path, what: str = "recipe") -> None:
+    """Raises ConfigError for a file that is missing, or no YAML mapping."""
     from llava_mole.training.reading import read_mapping
 
-    read_mapping(config, "recipe")
+    read_mapping(config, what)
 
 
 def wanted_workers(args: argparse.Namespace) -> int:
@@ -303,6 +319,10 @@ def wanted_workers(args: argparse.Namespace) -> int:
     from llava_mole.clone import repository_file
     from llava_mole.training.schema import load_recipe
 
+    if args.command == "sweep":
+        from llava_mole.sweeping import command
+
+        return command.wanted_workers(args)
     if args.command == "train" and args.dry_run:
         return 1
     path = args.config or repository_file("configs/starter.yaml")
@@ -373,6 +393,12 @@ def cache(args: argparse.Namespace) -> int:
     from llava_mole.caching import cache_command
 
     return cache_command(args)
+
+
+def sweep(args: argparse.Namespace) -> int:
+    from llava_mole.sweeping import command
+
+    return command.run(args)
 
 
 def convert(args: argparse.Namespace) -> int:

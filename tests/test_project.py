@@ -25,11 +25,12 @@ FORBIDDEN = {
     "projector": {"modeling", "training", "evaluation", "serving"},
     "parrot": {"modeling", "training", "evaluation", "serving"},
     "vision": {"modeling", "training", "evaluation", "serving"},
-    "data": {"modeling", "training", "evaluation", "serving", "quickstart", "cli"},
-    "modeling": {"training", "evaluation", "serving", "quickstart", "cli"},
-    "training": {"serving", "quickstart", "cli"},
-    "evaluation": {"training", "serving", "quickstart", "cli"},
-    "serving": {"training", "evaluation", "quickstart", "cli"},
+    "data": {"modeling", "training", "evaluation", "serving", "sweeping", "quickstart", "cli"},
+    "modeling": {"training", "evaluation", "serving", "sweeping", "quickstart", "cli"},
+    "training": {"serving", "sweeping", "quickstart", "cli"},
+    "evaluation": {"training", "serving", "sweeping", "quickstart", "cli"},
+    "serving": {"training", "evaluation", "sweeping", "quickstart", "cli"},
+    "sweeping": {"serving", "quickstart", "cli"},
 }
 IMPORT_NAMES = {
     "open-clip-torch": "open_clip",

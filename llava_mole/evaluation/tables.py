@@ -18,6 +18,7 @@ from llava_mole.errors import DataError
 from llava_mole.evaluation.conditions import blind_accuracy
 from llava_mole.evaluation.scoring import OptionScore, choose
 from llava_mole.evaluation.statistics import score_interval, wilson
+from llava_mole.folders import writing_file
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,8 @@ class Tables:
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """One line each; overwrites."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    """One line each; whole or not at all, over what is there."""
+    with writing_file(path) as file:
         for prediction in predictions:
             file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
 
@@ -137,6 +137,15 @@ def recompute(path: Path, normalization: str | None = None) -> Tables:
     Raises:
         DataError: a recorded choice does not follow from the recorded likelihoods.
     """
+    return tabulate(read_checked(path), normalization)
+
+
+def read_checked(path: Path) -> list[Prediction]:
+    """Predictions whose choices follow from their likelihoods.
+
+    Raises:
+        DataError: naming the line whose choice does not, or that is no prediction.
+    """
     predictions = read_predictions(path)
     for number, row in enumerate(predictions, start=1):
         agrees = row.chosen == row.choice(row.normalization)
@@ -145,7 +154,7 @@ def recompute(path: Path, normalization: str | None = None) -> Tables:
                 f"{path}:{number}: chosen {row.chosen!r}, correct {row.correct}: the likelihoods "
                 f"say {row.choice(row.normalization)!r} and the answer is {row.answer!r}"
             )
-    return tabulate(predictions, normalization)
+    return predictions
 
 
 def tabulate(predictions: Sequence[Prediction], normalization: str | None = None) -> Tables:

@@ -100,21 +100,32 @@ def mean_lengths(report: MixReport) -> tuple[float, float, int | None]:
     )
 
 
-def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) -> Table:
-    """Part by stage: total, and what each stage trains."""
-    table = Table("part", "total")
-    columns: list[dict[str, int]] = []
+def count_by_stage(
+    recipe: Recipe, model: LlavaMoleForConditionalGeneration
+) -> tuple[dict[str, int], list[dict[str, int]]]:
+    """Parameters: {part: in all}, and for each stage {part: trained}.
+
+    Args:
+        model: the recipe's without Parrot, weights or not; Parrot is added where a stage has it.
+    """
+    stages: list[dict[str, int]] = []
     for stage in recipe.stages:
-        table.add_column(f"trained in {stage.name}")
         if stage.parrot and model.parrot is None and recipe.model.parrot is not None:
             width = model.config.text_config.hidden_size
             with torch.device(model.device):
                 model.parrot = LanguageConditionedMoE(width, recipe.model.parrot)
         rates = stage.learning_rates if stage.kind == "language" else {"projector": 1.0}
         set_trainable(model, rates)
-        columns.append({part: trained for part, _, trained in count_parameters(model)})
-    for part, total, _ in count_parameters(model):
-        table.add_row(part, f"{total:,}", *(f"{column.get(part, 0):,}" for column in columns))
+        stages.append({part: trained for part, _, trained in count_parameters(model)})
+    return {part: total for part, total, _ in count_parameters(model)}, stages
+
+
+def parameter_table(recipe: Recipe, model: LlavaMoleForConditionalGeneration) -> Table:
+    """Part by stage: total, and what each stage trains."""
+    totals, stages = count_by_stage(recipe, model)
+    table = Table("part", "total", *(f"trained in {stage.name}" for stage in recipe.stages))
+    for part, total in totals.items():
+        table.add_row(part, f"{total:,}", *(f"{stage.get(part, 0):,}" for stage in stages))
     return table
 
 

@@ -46,7 +46,10 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping; a recipe starts with output_dir, model, data")
+        raise ConfigError(
+            f"{path} holds no mapping; a recipe starts with output_dir, model, data, a sweep file "
+            "with base, arms, seeds"
+        )
     return values
 
 

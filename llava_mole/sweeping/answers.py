@@ -1,0 +1,207 @@
+"""What the runs answered, out of their folders alone: questions against arms and seeds.
+
+Every figure of a report comes from here. Runs can only be compared if they were asked the same
+questions, so that is checked question by question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llava_mole.errors import DataError
+from llava_mole.evaluation.tables import Prediction, read_checked
+from llava_mole.languages import LANGUAGES
+from llava_mole.sweeping.order import where_they_part
+from llava_mole.sweeping.plan import run_folder, run_name
+from llava_mole.sweeping.run_folder import DONE, ORDER, RUN, TRAINED, read_json, split_folder
+from llava_mole.sweeping.scoring import SHOWN, WITHHELD, scored, settings_of
+from llava_mole.sweeping.sweep_file import Sweep
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, as every run is asked it."""
+
+    domain: str
+    language: str
+    kind: str
+    picture: str
+    index: str
+    prompt: str
+    texts: tuple[str, ...]
+    answer: str
+
+
+@dataclass
+class Answers:
+    """All that was answered on a split.
+
+    Attributes:
+        questions: Q of them.
+        shown, withheld: (arm, seed) -> (Q,) 1 right, 0 wrong; with its picture, and without.
+        orders: (arm, seed) -> what the run drew (`order.py`).
+        runs: (arm, seed) -> done.json.
+        other_data: arm -> why its samples differ, where it says so.
+        stale: runs that were scored with other settings than `evaluate` has now.
+    """
+
+    split: str
+    questions: tuple[Question, ...] = ()
+    shown: dict[tuple[str, int], Scores] = field(default_factory=dict)
+    withheld: dict[tuple[str, int], Scores] = field(default_factory=dict)
+    orders: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    runs: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    other_data: dict[str, str] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
+
+    def column(self, name: str) -> NDArray[np.str_]:
+        """(Q,) an attribute of the questions."""
+        return np.array([getattr(question, name) for question in self.questions], dtype=str)
+
+    def seeds(self, arms: Sequence[str]) -> list[int]:
+        """Those with which all of these arms were scored."""
+        per_arm = [{seed for arm, seed in self.shown if arm == wanted} for wanted in arms]
+        return sorted(set.intersection(*per_arm)) if per_arm else []
+
+    def side(self, sweep: Sweep, parts: dict[str, float], seeds: Sequence[int], measure: str
+             ) -> Scores:  # fmt: skip
+        """(S, Q): the weighted sum of arms, composed ones put together from theirs."""
+        total = np.zeros((len(seeds), len(self.questions)))
+        for name, weight in parts.items():
+            total += weight * self.arm(sweep, name, seeds, measure)
+        return total
+
+    def arm(self, sweep: Sweep, name: str, seeds: Sequence[int], measure: str) -> Scores:
+        """(S, Q) of an arm, or of a composed one."""
+        if name not in sweep.composed:
+            return np.array([self.measured(name, seed, measure) for seed in seeds])
+        domains = self.column("domain")
+        made = np.zeros((len(seeds), len(self.questions)))
+        for domain, arm in sweep.composed[name].items():
+            own = domains == domain
+            made[:, own] = self.arm(sweep, arm, seeds, measure)[:, own]
+        return made
+
+    def measured(self, arm: str, seed: int, measure: str) -> Scores:
+        if measure == "accuracy":
+            return self.shown[arm, seed]
+        return self.shown[arm, seed] - self.withheld[arm, seed]
+
+    def order_problem(self, arms: Sequence[str], seeds: Sequence[int]) -> str | None:
+        """Why these arms can't be compared: with some seed they drew other samples, undeclared."""
+        plain = [arm for arm in arms if arm not in self.other_data]
+        for seed in seeds:
+            for arm in plain[1:]:
+                one, other = self.orders[plain[0], seed], self.orders[arm, seed]
+                parting = where_they_part(one, other)
+                if parting is not None:
+                    return (
+                        f"{run_name(plain[0], seed)} and {run_name(arm, seed)} did not see the "
+                        f"same samples in the same order ({parting}), and neither arm says "
+                        "other_data"
+                    )
+        return None
+
+
+def read_answers(sweep: Sweep, split: str) -> Answers:
+    """Read what finished runs left; no model is loaded.
+
+    Raises:
+        DataError: a run was asked other questions than the others, or a file of predictions was
+            changed after it was written.
+        CheckpointError: a file of a run cannot be read.
+    """
+    found = Answers(split)
+    first = ""
+    for arm in sweep.arm_names():
+        for seed in sweep.seeds:
+            folder = run_folder(sweep.out, arm, seed)
+            done = read_json(folder / DONE)
+            marks = scored(folder, split)
+            lacking = set(sweep.evaluate.domains) - set(marks["domains"])
+            if done is None or lacking:
+                continue
+            if marks["settings"] != settings_of(sweep):
+                found.stale.append(run_name(arm, seed))
+            files = [read_json(folder / name) for name in (RUN, TRAINED)]
+            check_one_run(run_name(arm, seed), files, done)
+            questions, shown, withheld = read_run(sweep, arm, seed, split)
+            if not found.questions:
+                found.questions, first = questions, run_name(arm, seed)
+            elif questions != found.questions:
+                raise DataError(
+                    f"{run_name(arm, seed)} was asked other questions on {split} than {first}: "
+                    f"{what_differs(found.questions, questions)}. Were the question files built "
+                    "anew, or `evaluate` changed, between them? The same command with --split "
+                    f"{split} scores anew what is out of date"
+                )
+            found.shown[arm, seed] = shown
+            if withheld is not None:
+                found.withheld[arm, seed] = withheld
+            found.orders[arm, seed] = read_json(folder / ORDER) or {"digest": None}
+            found.runs[arm, seed] = done
+        declared = sweep.arm(arm).other_data
+        if declared is not None:
+            found.other_data[arm] = declared
+    return found
+
+
+def check_one_run(name: str, files: Sequence[dict[str, Any] | None], done: dict[str, Any]) -> None:
+    """Raises DataError where a folder's files are of several recipes."""
+    digests = {values["digest"] for values in (*files, done) if values is not None}
+    if len(digests) > 1:
+        raise DataError(f"{name}: its files are of several recipes ({', '.join(sorted(digests))})")
+
+
+def read_run(
+    sweep: Sweep, arm: str, seed: int, split: str
+) -> tuple[tuple[Question, ...], Scores, Scores | None]:
+    """(questions, right with the picture, right without), in an order that all runs share."""
+    rows: list[tuple[Question, Prediction]] = []
+    for domain in sweep.evaluate.domains:
+        path = split_folder(run_folder(sweep.out, arm, seed), split) / f"{domain}.jsonl"
+        if not path.is_file():
+            raise DataError(f"{path}: missing, though {run_name(arm, seed)} is scored; moved?")
+        rows += [(question_of(domain, row), row) for row in read_checked(path)]
+    both: dict[str, dict[Question, bool]] = {SHOWN: {}, WITHHELD: {}}
+    for question, row in rows:
+        both[row.condition][question] = row.correct
+    place = {domain: number for number, domain in enumerate(sweep.evaluate.domains)}
+    questions = sorted(
+        both[SHOWN],
+        key=lambda q: (place[q.domain], q.kind, LANGUAGES.index(q.language), q.index, q.prompt),
+    )
+    shown = np.array([both[SHOWN][question] for question in questions], dtype=float)
+    if not sweep.evaluate.withheld:
+        return tuple(questions), shown, None
+    withheld = np.array([both[WITHHELD][question] for question in questions], dtype=float)
+    return tuple(questions), shown, withheld
+
+
+def question_of(domain: str, row: Prediction) -> Question:
+    return Question(
+        domain=domain,
+        language=row.language,
+        kind=row.kind,
+        picture=row.picture,
+        index=row.index,
+        prompt=row.prompt,
+        texts=row.texts,
+        answer=row.answer,
+    )
+
+
+def what_differs(one: Sequence[Question], other: Sequence[Question]) -> str:
+    missing, more = set(one) - set(other), set(other) - set(one)
+    example = next(iter(sorted(missing | more, key=lambda q: (q.domain, q.index))))
+    return (
+        f"{len(missing)} of {len(one)} are missing, {len(more)} are new, e.g. question "
+        f"{example.index} of {example.domain} ({example.language}, {example.kind})"
+    )

@@ -1,0 +1,161 @@
+"""The runs of a sweep: every arm with every seed, each a recipe in a folder of its own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_mole.errors import ConfigError
+from llava_mole.sweeping.lines import key_lines, with_line
+from llava_mole.sweeping.sweep_file import Arm, Sweep, unknown
+from llava_mole.training.reading import beside, counted
+from llava_mole.training.recipe import Recipe
+from llava_mole.training.resume import FREE_TO_CHANGE, contents
+from llava_mole.training.schema import load_recipe
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One arm with one seed.
+
+    Attributes:
+        recipe: resolved; its output_dir is `folder`.
+        digest: of all that its weights follow from; see `recipe_digest`.
+    """
+
+    arm: str
+    seed: int
+    recipe: Recipe
+    folder: Path
+    digest: str
+    about: Arm
+
+    @property
+    def name(self) -> str:
+        return run_name(self.arm, self.seed)
+
+
+def run_name(arm: str, seed: int) -> str:
+    return f"{arm}/seed-{seed}"
+
+
+def run_folder(out: Path, arm: str, seed: int) -> Path:
+    return out / "runs" / arm / f"seed-{seed}"
+
+
+def plan_runs(
+    sweep: Sweep,
+    path: Path,
+    *,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[PlannedRun]:
+    """Seed by seed, so that a sweep that stops early has whole seeds.
+
+    Args:
+        path: of the sweep file.
+        arms, seeds: only these; None: all.
+
+    Raises:
+        ConfigError: listing what is wrong with the recipe of any arm, whichever are asked for.
+    """
+    check_asked(sweep, arms, seeds)
+    recipes = load_recipes(sweep, path)
+    runs = []
+    for seed in sweep.seeds:
+        for arm, loaded in recipes.items():
+            if (arms is not None and arm not in arms) or (seeds is not None and seed not in seeds):
+                continue
+            folder = run_folder(sweep.out, arm, seed)
+            recipe = copy.deepcopy(loaded)
+            recipe.seed, recipe.output_dir = seed, str(folder)
+            digest = recipe_digest(recipe)
+            runs.append(PlannedRun(arm, seed, recipe, folder, digest, sweep.arm(arm)))
+    return runs
+
+
+def check_asked(sweep: Sweep, arms: Sequence[str] | None, seeds: Sequence[int] | None) -> None:
+    """Raises ConfigError for arms and seeds that the sweep does not have."""
+    problems = unknown(arms, sweep.arm_names(), "--only")
+    problems += [
+        f"--seeds: {seed} is none of the sweep's ({', '.join(map(str, sweep.seeds))})"
+        for seed in seeds or ()
+        if seed not in sweep.seeds
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def load_recipes(sweep: Sweep, path: Path) -> dict[str, Recipe]:
+    """Arm -> its recipe under the first seed. Raises ConfigError listing every arm's problems."""
+    base = beside(sweep.base, path)
+    seed = sweep.seeds[0]
+
+    def load(folder: Path, changes: dict[str, Any]) -> Recipe | list[str]:
+        overrides = as_overrides(sweep.set | changes)
+        overrides += as_overrides({"output_dir": str(folder), "seed": seed})
+        try:
+            return load_recipe(base, overrides)
+        except ConfigError as error:
+            first, *problems = str(error).splitlines()
+            return [problem.strip() for problem in problems] or [first]
+
+    common = load(sweep.out / "runs", {})
+    known = common if isinstance(common, list) else []
+    problems, recipes = [f"base: {problem}" for problem in known], {}
+    for name in sweep.arm_names():
+        found = load(run_folder(sweep.out, name, seed), sweep.arm(name).set)
+        if isinstance(found, list):
+            problems += [f"arms.{name}: {one}" for one in found if one not in known]
+        else:
+            recipes[name] = found
+    if len(recipes) < len(sweep.arm_names()):  # a base that is no recipe yet may become one
+        lines = key_lines(path)
+        shown = "".join(f"\n  {with_line(path, problem, lines)}" for problem in problems)
+        raise ConfigError(f"{path}: {counted(problems)} with {base}{shown}")
+    return recipes
+
+
+def as_overrides(changes: dict[str, Any]) -> list[str]:
+    """`key=value` as on the command line, values as YAML in one line."""
+    return [f"{key}={in_one_line(value)}" for key, value in changes.items()]
+
+
+def in_one_line(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+# ---------------------------------------------------------------------- what a run follows from
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON has it, with the hashes of its data files, less its folder."""
+    values = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    values.pop("output_dir")
+    return values | {"content": contents(recipe)}
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """16 hex digits of all that moves weights: the recipe less keys that are free to change when a
+    run goes on (logging, saving, workers), and its data files' contents."""
+    text = json.dumps(fixed(resolved(recipe), ""), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fixed(value: Any, path: str) -> Any:
+    """Without the keys that are free to change."""
+    if isinstance(value, dict):
+        pairs = [(key, f"{path}.{key}" if path else str(key), one) for key, one in value.items()]
+        return {k: fixed(one, at) for k, at, one in pairs if not FREE_TO_CHANGE.fullmatch(at)}
+    if isinstance(value, list):
+        return [fixed(one, f"{path}.{number}") for number, one in enumerate(value)]
+    return value

@@ -1,0 +1,240 @@
+"""Do the runs of a sweep: one after the other, or several at once, each a process of its own.
+
+A process a run keeps peaks of memory apart, frees all of it, and lets a run fail alone. On
+accelerators several runs take a device each; on CPUs they share the cores between them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from rich.console import Console
+
+from llava_mole import ranks
+from llava_mole.errors import ConfigError
+from llava_mole.sweeping import TEST
+from llava_mole.sweeping.one_run import STARTED_BY, changed_folder, is_finished
+from llava_mole.sweeping.plan import PlannedRun, run_folder
+from llava_mole.sweeping.run_folder import (
+    DONE,
+    OUTPUT,
+    check_unchanged,
+    put_aside,
+    read_json,
+)
+from llava_mole.sweeping.scoring import check_choice, check_files
+from llava_mole.sweeping.sweep_file import Sweep
+from llava_mole.training.progress import duration
+
+TAIL = 2000
+"""Bytes of a failed run's output that are shown."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """What one run at a time may use.
+
+    Attributes:
+        cores: CPU cores; None: all.
+        environment: more of it.
+    """
+
+    cores: tuple[int, ...] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def make_slots(parallel: int | None) -> list[Slot]:
+    """A slot for each run that may go on at once.
+
+    Args:
+        parallel: runs at once; None: one a device, or one where there is no accelerator.
+
+    Raises:
+        ConfigError: there are fewer devices, or fewer cores, than that.
+    """
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    wanted = parallel if parallel is not None else max(1, devices)
+    if wanted == 1 and devices < 2:
+        return [Slot()]
+    if devices:
+        if wanted > devices:
+            raise ConfigError(f"--parallel {wanted}: there are {devices} devices, a run needs one")
+        if not torch.cuda.is_available():
+            raise ConfigError("several devices that are not CUDA's: start each run with --one")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(devices)]
+        return [Slot(environment={"CUDA_VISIBLE_DEVICES": name}) for name in names[:wanted]]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    count = len(cores) or ranks.cores()
+    if wanted > count:
+        raise ConfigError(f"--parallel {wanted}: there are {count} cores, a run needs one")
+    each = count // wanted
+    shares = [tuple(cores[i * each : (i + 1) * each]) or None for i in range(wanted)]
+    return [Slot(share, {"OMP_NUM_THREADS": str(each)}) for share in shares]
+
+
+@dataclass
+class Started:
+    """A run that is going on."""
+
+    run: PlannedRun
+    slot: Slot
+    process: subprocess.Popen[bytes]
+    since: float
+
+
+def do_runs(
+    sweep: Sweep,
+    path: Path,
+    runs: Sequence[PlannedRun],
+    *,
+    split: str,
+    parallel: int | None = 1,
+    again: bool = False,
+    console: Console,
+) -> int:
+    """Do what is left of the runs.
+
+    Returns:
+        How many failed. Others go on; the next call takes failed ones up again.
+
+    Raises:
+        ConfigError, DataError: before anything is started: other recipes' runs are there, the
+            protocol does not name an arm whose test is asked for, question files are missing, more
+            at once than there are devices.
+    """
+    if split == TEST:
+        check_choice(sweep, list(dict.fromkeys(run.arm for run in runs)))
+    check_files(sweep.evaluate, split)
+    slots = make_slots(parallel)
+    if again:
+        for run in runs:
+            if changed_folder(run):
+                console.print(f"{run.name}: what was there is now in {put_aside(sweep, run)}")
+    check_unchanged(list(runs))
+    left = [run for run in runs if not is_finished(sweep, run, split)]
+    if len(left) < len(runs):
+        console.print(f"{len(runs) - len(left)} of {len(runs)} runs are done already")
+    going: list[Started] = []
+    failed = 0
+    with ending_all(going):
+        while left or going:
+            free = [slot for slot in slots if slot not in [one.slot for one in going]]
+            while left and free:
+                problem = beyond_budget(sweep, left[0], going)
+                if problem is not None:
+                    names = ", ".join(run.name for run in left)
+                    console.print(f"{problem}: not started: {names}", soft_wrap=True)
+                    left = []
+                    break
+                going.append(start(sweep, path, left.pop(0), free.pop(0), split))
+                console.print(f"{going[-1].run.name}: started, {going[-1].run.folder / OUTPUT}",
+                              soft_wrap=True)  # fmt: skip
+            time.sleep(0.1)
+            for one in [one for one in going if one.process.poll() is not None]:
+                going.remove(one)
+                failed += one.process.returncode != 0
+                report(sweep, one, console)
+    return failed
+
+
+def start(sweep: Sweep, path: Path, run: PlannedRun, slot: Slot, split: str) -> Started:
+    """The run's process: the same command that a person gives for one run."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    words = ["sweep", str(path), "--out", str(sweep.out), "--one", run.name, "--split", split]
+    environment = os.environ | slot.environment | {STARTED_BY: str(os.getpid())}
+    with (run.folder / OUTPUT).open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llava_mole.cli", *words],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+    if slot.cores is not None:
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, slot.cores)  # before it has made a thread
+    return Started(run, slot, process, time.monotonic())
+
+
+def report(sweep: Sweep, one: Started, console: Console) -> None:
+    """How a run ended, in a line; a failed one's last words."""
+    took = duration(time.monotonic() - one.since)
+    if one.process.returncode == 0:
+        done = read_json(one.run.folder / DONE) or {"dev": {}}
+        marks = ", ".join(f"{domain} {100 * mark:.0f}" for domain, mark in done["dev"].items())
+        console.print(f"{one.run.name}: done in {took}; dev: {marks} %", soft_wrap=True)
+        return
+    code = one.process.returncode
+    how = f"ended by signal {-code}" if code < 0 else f"failed (exit code {code})"
+    tail = (one.run.folder / OUTPUT).read_bytes()[-TAIL:].decode(errors="replace")
+    last = "\n".join(f"  {line}" for line in tail.splitlines()[-12:])
+    console.print(f"{one.run.name}: {how} after {took}; it goes on with the same command:\n{last}",
+                  markup=False, soft_wrap=True)  # fmt: skip
+
+
+# ---------------------------------------------------------------------- budget
+
+
+def minutes_done(sweep: Sweep) -> dict[str, list[float]]:
+    """Arm -> minutes of its finished runs."""
+    found: dict[str, list[float]] = {}
+    for arm in sweep.arm_names():
+        for seed in sweep.seeds:
+            done = read_json(run_folder(sweep.out, arm, seed) / DONE)
+            if done is not None:
+                found.setdefault(arm, []).append(float(done["minutes"]))
+    return found
+
+
+def beyond_budget(sweep: Sweep, run: PlannedRun, going: Sequence[Started]) -> str | None:
+    """Why a run should not be started; None where the budget allows it.
+
+    It is taken to last as long as its arm's finished ones, or as all finished ones, did.
+    """
+    if sweep.minutes is None:
+        return None
+    done = minutes_done(sweep)
+    every = [minutes for of_arm in done.values() for minutes in of_arm]
+
+    def expected(arm: str) -> float:
+        known = done.get(arm) or every
+        return fmean(known) if known else 0.0
+
+    spent = sum(every) + sum(expected(one.run.arm) for one in going)
+    ahead = expected(run.arm)
+    if spent + ahead <= sweep.minutes and spent < sweep.minutes:
+        return None
+    return (
+        f"minutes: {sweep.minutes:g} is the budget, {spent:.1f} are spent or under way, "
+        f"{run.name} would take about {ahead:.1f}"
+    )
+
+
+# ---------------------------------------------------------------------- ending
+
+
+@contextmanager
+def ending_all(going: list[Started]) -> Iterator[None]:
+    """Whatever ends the sweep, its runs are told to end, write a checkpoint, and are waited for."""
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        for one in going:
+            if one.process.poll() is None:
+                one.process.send_signal(signal.SIGTERM)
+        for one in going:
+            one.process.wait()

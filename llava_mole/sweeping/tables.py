@@ -1,0 +1,201 @@
+"""Tables of a report: arms against domains, languages and kinds; what each run cost.
+
+Rows first, then how they look: CSV has every figure, Markdown is for reading.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from llava_mole.evaluation.results import cell
+from llava_mole.evaluation.statistics import wilson
+from llava_mole.languages import LANGUAGES
+from llava_mole.sweeping.answers import Answers
+from llava_mole.sweeping.claims import interval_of
+from llava_mole.sweeping.measures import trained_parameters
+from llava_mole.sweeping.plan import run_folder
+from llava_mole.sweeping.run_folder import ATTEMPTS, read_lines
+from llava_mole.sweeping.sweep_file import Sweep
+
+ALL, DOMAIN, LANGUAGE, KIND = "all", "domain", "language", "kind"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an arm reached in one part of the questions; 95 % interval over seeds and pictures.
+
+    Attributes:
+        by, name: "domain", "charts"; kinds are named with their domain, "charts: trend".
+        low, high: with one seed over pictures alone.
+        without: accuracy as text alone, where that was asked.
+    """
+
+    arm: str
+    by: str
+    name: str
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    pictures: int
+    questions: int
+    without: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took.
+
+    Attributes:
+        ratio: its step time over that of the reference's run of its seed.
+        attempts: how often its training was started.
+    """
+
+    arm: str
+    seed: int
+    trained_parameters: int
+    parameters: int
+    steps: int
+    step_seconds: float
+    ratio: float | None
+    minutes: float
+    peak_gib: float
+    processes: int
+    threads: int
+    device: str
+    attempts: int
+    order: str
+    digest: str
+
+
+def marks(sweep: Sweep, answers: Answers) -> list[Mark]:
+    """Of every arm that has a scored run, composed ones too."""
+    domains, kinds = answers.column(DOMAIN), answers.column(KIND)
+    languages = answers.column(LANGUAGE)
+    every = np.ones(len(answers.questions), dtype=bool)
+    parts = [(ALL, ALL, every)]
+    parts += [(DOMAIN, name, domains == name) for name in sweep.evaluate.domains]
+    parts += [(LANGUAGE, name, languages == name) for name in LANGUAGES]
+    pairs = dict.fromkeys(zip(domains.tolist(), kinds.tolist(), strict=True))
+    parts += [(KIND, f"{d}: {k}", (domains == d) & (kinds == k)) for d, k in pairs]
+    found = []
+    for arm in [*sweep.arm_names(), *sweep.composed]:
+        seeds = answers.seeds(sweep.trained_arms(arm))
+        if not seeds:
+            continue
+        shown = answers.arm(sweep, arm, seeds, "accuracy")
+        gain = answers.arm(sweep, arm, seeds, "gain") if sweep.evaluate.withheld else None
+        for by, name, part in parts:
+            if not part.any():
+                continue
+            one = interval_of(answers, shown, part)
+            low, high = max(0.0, one.low), min(1.0, one.high)
+            if one.se == 0:  # all right or all wrong
+                low, high = wilson(round(one.mean * one.units), one.units)
+            without = None if gain is None else one.mean - interval_of(answers, gain, part).mean
+            found.append(
+                Mark(arm, by, name, one.mean, low, high, one.seeds, one.units,
+                     int(part.sum()), without)
+            )  # fmt: skip
+    return found
+
+
+def costs(sweep: Sweep, answers: Answers) -> list[Cost]:
+    """A row for each scored run."""
+    reference = sweep.reference or sweep.arm_names()[0]
+    found = []
+    for (arm, seed), run in answers.runs.items():
+        other = answers.runs.get((reference, seed))
+        known = other is not None and other["step_seconds"] > 0
+        ratio = run["step_seconds"] / other["step_seconds"] if other and known else None
+        parameters = run["parameters"]
+        started = read_lines(run_folder(sweep.out, arm, seed) / ATTEMPTS)
+        found.append(
+            Cost(
+                arm=arm, seed=seed,
+                trained_parameters=trained_parameters(parameters),
+                parameters=sum(part["total"] for part in parameters.values()),
+                steps=run["steps"], step_seconds=run["step_seconds"], ratio=ratio,
+                minutes=run["minutes"], peak_gib=max(run["peak_gib"].values()),
+                processes=run["processes"], threads=run["threads"], device=run["device"],
+                attempts=sum(line["trains"] for line in started),
+                order=str(run["order"]), digest=run["digest"],
+            )
+        )  # fmt: skip
+    return found
+
+
+# ---------------------------------------------------------------------- showing them
+
+
+def to_csv(rows: Sequence[Any], columns: Sequence[str]) -> str:
+    """These attributes of dataclasses of one kind."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    for row in rows:
+        values = [getattr(row, name) for name in columns]
+        table.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+    return text.getvalue()
+
+
+def marks_table(rows: Sequence[Mark], by: str) -> str:
+    """Markdown: a line an arm, a column a part; percent, with half the interval's width."""
+    own = [row for row in rows if row.by in (ALL, by)]
+    names = list(dict.fromkeys(row.name for row in own if row.by == by))
+    arms = list(dict.fromkeys(row.arm for row in own))
+    lines = [f"| arm | {' | '.join(map(cell, [*names, 'mean']))} |"]
+    lines.append("|---|" + "---:|" * (len(names) + 1))
+    found = {(row.arm, row.by, row.name): row for row in own}
+    for arm in arms:
+        cells = [found.get((arm, by, name)) for name in names] + [found.get((arm, ALL, ALL))]
+        lines.append(f"| {cell(arm)} | {' | '.join(map(in_percent, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def kinds_table(rows: Sequence[Mark]) -> str:
+    """Markdown: a line a kind, a column an arm, for there are many kinds."""
+    own = [row for row in rows if row.by == KIND]
+    arms = list(dict.fromkeys(row.arm for row in own))
+    found = {(row.arm, row.name): row for row in own}
+    lines = [f"| kind | {' | '.join(map(cell, arms))} |", "|---|" + "---:|" * len(arms)]
+    for name in dict.fromkeys(row.name for row in own):
+        cells = " | ".join(in_percent(found.get((arm, name))) for arm in arms)
+        lines.append(f"| {cell(name)} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def costs_table(rows: Sequence[Cost]) -> str:
+    """Markdown: means over seeds, a line an arm."""
+    lines = [
+        "| arm | trained parameters | steps | seconds a step | × reference | minutes | peak GiB "
+        "| seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for arm in dict.fromkeys(row.arm for row in rows):
+        own = [row for row in rows if row.arm == arm]
+        ratios = [row.ratio for row in own if row.ratio is not None]
+        lines.append(
+            f"| {cell(arm)} | {own[0].trained_parameters:,} | {own[0].steps:,} "
+            f"| {fmean(row.step_seconds for row in own):.3g} "
+            f"| {f'{fmean(ratios):.2f}' if ratios else '–'} "
+            f"| {fmean(row.minutes for row in own):.1f} "
+            f"| {max(row.peak_gib for row in own):.2f} | {len(own)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def in_percent(mark: Mark | None) -> str:
+    if mark is None:
+        return "–"
+    if math.isnan(mark.low):
+        return f"{100 * mark.mean:.1f}"
+    return f"{100 * mark.mean:.1f} ± {50 * (mark.high - mark.low):.1f}"
