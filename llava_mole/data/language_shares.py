@@ -2,7 +2,8 @@
 
 A row is one picture's questions, so a draw by language inside a picture could give no more of a
 language than the picture has questions in it. Cut before it is planned, each language is a source
-to the planner, which keeps shares exact (`mixture.py`), and a row's questions are of one language.
+to the planner, which keeps the shares of rows exact (`mixture.py`), and a row's questions are of
+one language.
 """
 
 from __future__ import annotations
