@@ -270,6 +270,8 @@ def test_a_controls_router_learns(condition_on: str) -> None:
 def test_a_control_is_saved_and_read_again(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
     model, processor = tiny_model("llama", parrot=control("picture"))
     model.save_pretrained(tmp_path / "model", processor=processor)
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "steered by picture, not language" in card
     again = type(model).from_pretrained(tmp_path / "model")
     assert again.config.parrot_part == control("picture")
     features = model.encode_images(torch.randn(2, 3, 16, 16))
