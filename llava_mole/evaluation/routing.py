@@ -10,7 +10,7 @@ alike, however long.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,7 @@ class Routing:
         """What each router's choice tells about domain or language; none without experts.
 
         Control: domains are permuted over pictures, since questions about one picture are alike;
-        languages over the questions of a domain, so that a language which only one domain has is
-        not credited to the experts.
+        languages over the questions about a picture or of a domain (`shuffled_within`).
         """
         rows = self.counted(part)
         if not rows or not self.routers:
@@ -102,13 +101,14 @@ class Routing:
     ) -> list[Information]:
         domain = by == "domain"
         probes = [self.probes[row] for row in rows]
+        within = shuffled_within(probes)
         return mutual_information(
             shares[list(rows)],
             [getattr(probe, by) for probe in probes],
             shuffles=shuffles,
             seed=seed,
             units=[probe.picture for probe in probes] if domain else None,
-            within=None if domain else [probe.domain for probe in probes],
+            within=None if domain else [getattr(probe, within) for probe in probes],
         )
 
     def gate_means(self, by: str) -> dict[str, tuple[Tensor, Tensor, int]]:
@@ -124,6 +124,17 @@ class Routing:
                 spread = own.std(0) if len(own) > 1 else torch.zeros_like(own[0])
                 found[label] = (own.mean(0), spread, len(own))
         return found
+
+
+def shuffled_within(probes: Sequence[Probe]) -> str:
+    """Among which questions languages are shuffled: those about a "picture", where every picture is
+    asked about in several languages (it is then the same in all, and shuffles over pictures would
+    make languages differ more than they can); else those of a "domain", so that a language which
+    only one domain has is not credited to the experts."""
+    languages: dict[Hashable, set[str]] = {}
+    for probe in probes:
+        languages.setdefault(probe.picture, set()).add(probe.language)
+    return "picture" if all(len(own) > 1 for own in languages.values()) else "domain"
 
 
 @torch.inference_mode()

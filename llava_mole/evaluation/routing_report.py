@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from llava_mole.evaluation.routing import LABELS, PARTS, Routing, cells
+from llava_mole.evaluation.routing import LABELS, PARTS, Routing, cells, shuffled_within
 from llava_mole.evaluation.routing_pictures import (
     gate_plot,
     heat_maps,
@@ -29,7 +29,7 @@ the mean of its tokens; questions weigh alike. <b>picture</b> are visual tokens,
 question and the chat format, <b>answer</b> the right answer, read as in training.</p>
 <p><b>Information</b> is what the expert of a token tells about the question's domain or language,
 in bits; 0 where experts do not care. The estimate is never negative, so the mean of shuffles is
-taken off: domains are shuffled over pictures, languages over the questions of a domain. p is the
+taken off: domains are shuffled over pictures, languages over the questions of a {within}. p is the
 share of shuffles that reach the estimate; of twenty routers one has p &lt; 0.05 by chance. Words of
 a language are other tokens than another's, so a router that tells tokens apart tells languages
 apart as well. Of picture tokens it can know the language only where Parrot's module put it there,
@@ -57,6 +57,7 @@ def figures(routing: Routing, *, shuffles: int, seed: int) -> dict[str, Any]:
         "experts": list(routing.experts),
         "shuffles": shuffles,
         "seed": seed,
+        "languages_shuffled_within": shuffled_within(routing.probes),
         "use": {},
         "information": {},
     }
@@ -90,8 +91,14 @@ def figures(routing: Routing, *, shuffles: int, seed: int) -> dict[str, Any]:
         for by in LABELS:
             known = routing.gate_information(by, shuffles=shuffles, seed=seed)
             found["gate"][f"information_{by}"] = None if known is None else as_dict(known)
+    pictures: dict[Hashable, int] = {}
     found["probes"] = [
-        {"source": probe.source, "domain": probe.domain, "language": probe.language}
+        {
+            "source": probe.source,
+            "domain": probe.domain,
+            "language": probe.language,
+            "picture": pictures.setdefault(probe.picture, len(pictures)),
+        }
         for probe in routing.probes
     ]
     return found
@@ -123,7 +130,8 @@ def write_report(
     body = [f"<h1>{html.escape(title)}</h1>", definition_list(about), sizes(found)]
     body += [f"<p>{html.escape(sentence)}</p>" for sentence in routing.missing]
     if routing.routers:
-        body += ["<h2>Information</h2>", EXPLAINED]
+        explained = EXPLAINED.format(within=found["languages_shuffled_within"])
+        body += ["<h2>Information</h2>", explained]
         for part, known in found["information"].items():
             entries = {label: [information(one) for one in known[label]] for label in LABELS}
             name = f"information-{part}.png"

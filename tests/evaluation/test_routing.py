@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 from llava_mole.configuration import ParrotConfig
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.evaluation.probes import Probe, read_probes, spread
-from llava_mole.evaluation.routing import PARTS, look
+from llava_mole.evaluation.routing import PARTS, look, shuffled_within
 from llava_mole.evaluation.routing_pictures import router_names
 from llava_mole.evaluation.routing_report import write_report
 from llava_mole.mole import MoleConfig
@@ -154,6 +155,18 @@ def test_information_shuffles_domains_by_picture_and_languages_within_a_domain(
     # Eight pictures, four a domain: of 70 splits one (and its mirror) is the true one.
     domain = routing.information("answer", "domain", shuffles=300)
     assert max(one.bits for one in domain) > 0
+
+
+def test_languages_are_shuffled_within_pictures_where_each_has_several(
+    probes: list[Probe], routing: Any
+) -> None:
+    assert shuffled_within(probes) == "picture"
+    assert shuffled_within([*probes, replace(probes[0], picture="alone")]) == "domain"
+    # Pictures with experts of their own, whatever the language: within pictures nothing changes.
+    own = torch.eye(8)[[number // 2 for number in range(16)]][:, None]
+    blind = replace(routing, shares={"all": own}, routers=("one",))
+    [found] = blind.information("all", "language", shuffles=20)
+    assert (found.bits, found.control, found.p) == (pytest.approx(0, abs=1e-12), 0, 1)
 
 
 def test_without_parrot_picture_tokens_cannot_know_the_language(
