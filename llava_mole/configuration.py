@@ -19,6 +19,9 @@ from llava_mole.mole.config import MoleConfig
 
 PROJECTORS = ("linear", "mlp2x_gelu", "rbf")
 SELECTS = ("patch", "cls_patch")
+TEXT_CONDITIONS = ("turn", "unlabelled")
+CONDITIONS = (*TEXT_CONDITIONS, "picture", "nothing")
+"""What steers Parrot's module; see `ParrotConfig.condition_on`."""
 
 
 def choose(owner: str, key: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -164,15 +167,17 @@ class ParrotConfig(Part):
     """None: dense softmax over all experts (code, and the paper's k = E). Else the k best,
     renormalised (paper, Eq. 4)."""
     condition_on: str = "turn"
-    """Which text steers an image. "turn": the user turn that holds it. "unlabelled": every token
-    without a label, that is system text, template and all user turns (code)."""
+    """What steers an image. "turn": the user turn that holds it. "unlabelled": every token without
+    a label, that is system text, template and all user turns (code). Two controls with as many
+    parameters that read no text, so that no language can steer: "picture": its own projected
+    summary; "nothing": a constant, so that all images get the same learnt weights."""
     last_matrix: str = "zero"
     """"zero", or "default": torch's own initialisation (code)."""
 
     def __post_init__(self) -> None:
         choose("parrot", "expert", self.expert, ("silu_mlp", "swiglu"))
         choose("parrot", "residual", self.residual, ("experts_scaled", "input_scaled"))
-        choose("parrot", "condition_on", self.condition_on, ("turn", "unlabelled"))
+        choose("parrot", "condition_on", self.condition_on, CONDITIONS)
         choose("parrot", "last_matrix", self.last_matrix, ("zero", "default"))
         if self.num_experts < 1:
             raise ConfigError(f"parrot.num_experts={self.num_experts}: must be at least 1")
@@ -180,6 +185,11 @@ class ParrotConfig(Part):
             raise ConfigError(
                 f"parrot.top_k={self.top_k}: must be from 1 to num_experts={self.num_experts}"
             )
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether visual tokens change with text."""
+        return self.condition_on in TEXT_CONDITIONS
 
     @classmethod
     def paper(cls, **changes: Any) -> ParrotConfig:

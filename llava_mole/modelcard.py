@@ -205,7 +205,13 @@ def amount(value: Any) -> str:
 
 def summary(config: LlavaMoleConfig, parts: list[licences.Part]) -> str:
     language, tower = parts
-    parrot = " → language-conditioned mixture of experts (Parrot)" if config.parrot else ""
+    parrot = ""
+    if (part := config.parrot_part) is not None:
+        parrot = " → language-conditioned mixture of experts (Parrot)"
+        if not part.reads_question:
+            parrot = (
+                f" → mixture of experts (Parrot's, steered by {part.condition_on}, not language)"
+            )
     with_ = " and ".join(adapters(config))
     return (
         "A vision-language model made with LLaVA-MoLE: "

@@ -130,28 +130,50 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             image_features: (N, 1 + P, D_v), from `encode_images`.
-            question_ids: (N, Q) tokens of the text that steers each image; needed if Parrot is on.
+            question_ids: (N, Q) tokens of the text that steers each image; needed if Parrot is on
+                and reads text.
             question_mask: (N, Q) True at real tokens.
 
         Returns:
             (N, P, D), P including the class token if the tower keeps it.
         """
-        dtype = next(self.projector.parameters()).dtype
-        projected = self.projector(image_features.to(dtype))
+        projected = self.projected(image_features)
         summary, patches = projected[:, 0], projected[:, 1:]
         tokens = projected if self.vision_tower.keep_class_token else patches
         if self.parrot is None:
             return tokens
+        return self.parrot(
+            tokens, summary, *self.steering(len(tokens), question_ids, question_mask)
+        )
+
+    def projected(self, image_features: Tensor) -> Tensor:
+        """(N, 1 + P, D_v) -> (N, 1 + P, D)."""
+        dtype = next(self.projector.parameters()).dtype
+        return self.projector(image_features.to(dtype))
+
+    def steering(
+        self, images: int, question_ids: Tensor | None, question_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(N, Q, D) embeddings of what steers each image and their mask; None without text."""
         if question_ids is None:
-            raise DataError(
-                "the language-conditioned MoE needs the question of each image: pass question_ids "
-                "and question_mask, as the processor returns them"
-            )
-        if len(question_ids) != len(tokens):
-            raise DataError(f"{len(tokens)} images but {len(question_ids)} questions")
-        question = self.get_input_embeddings()(question_ids)
+            return None, None
+        if len(question_ids) != images:
+            raise DataError(f"{images} images but {len(question_ids)} questions")
         mask = torch.ones_like(question_ids) if question_mask is None else question_mask
-        return self.parrot(tokens, summary, question, mask.bool())
+        return self.get_input_embeddings()(question_ids), mask.bool()
+
+    def language_gate(
+        self,
+        image_features: Tensor,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+    ) -> Tensor | None:
+        """(N, language experts) Parrot's weights, which `visual_tokens` mixes by; None where it is
+        off. Arguments as there."""
+        if self.parrot is None:
+            return None
+        summary = self.projected(image_features)[:, 0]
+        return self.parrot.gate(summary, *self.steering(len(summary), question_ids, question_mask))
 
     def place_images(self, input_ids: Tensor, embeds: Tensor, visual: Tensor | None) -> Tensor:
         """Step 4: put visual tokens where the placeholders are.
@@ -395,7 +417,8 @@ class LlavaMoleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         can't be shared."""
         experts = self.config.mole_part
         by_experts = experts is not None and experts.prefix_depends_on_question
-        return self.parrot is not None or by_experts
+        by_parrot = self.parrot is not None and self.parrot.config.reads_question
+        return by_parrot or by_experts
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,10 @@
 Source: arXiv 2406.02539, Eq. 2-5, and its released code; where they disagree, see `ParrotConfig`.
 There is no balance loss in either. The code leaves every image of a sample but the first at zero;
 that is a bug, not an option: here every image has its own question.
+
+Two controls of the same shape and size read no text (`ParrotConfig.condition_on`): "picture" puts q
+itself in the place of z, "nothing" a vector of ones. They tell what language conditioning adds from
+what six more experts add; neither is in the paper.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava_mole.configuration import ParrotConfig
+from llava_mole.errors import DataError
 
 
 class LanguageExpert(nn.Module):
@@ -61,32 +66,58 @@ class LanguageConditionedMoE(nn.Module):
             for expert in self.experts:
                 nn.init.zeros_(expert.down.weight)  # type: ignore[union-attr,arg-type]
 
-    def gate(self, summary: Tensor, question: Tensor, question_mask: Tensor) -> Tensor:
+    def gate(
+        self, summary: Tensor, question: Tensor | None = None, question_mask: Tensor | None = None
+    ) -> Tensor:
         """Weights of the language experts, one vector per image.
 
         Args:
             summary: (N, D) projected summary token.
-            question: (N, Q, D) embeddings of the text that steers each image.
+            question: (N, Q, D) embeddings of the text that steers each image; not read by the
+                controls.
             question_mask: (N, Q) True at real tokens. An image without any text (a picture with
                 no question) gets the weights of a zero vector: uniform.
 
         Returns:
             (N, num_experts), rows sum to 1. float32.
         """
-        scores = torch.einsum("nd,nqd->nq", summary.float(), question.float())
-        scores = scores / math.sqrt(summary.shape[-1])
-        scores = scores.masked_fill(~question_mask, torch.finfo(scores.dtype).min)
-        attention = scores.softmax(dim=-1) * question_mask
-        attended = torch.einsum("nq,nqd->nd", attention, question.float())
-        weights = F.linear(attended, self.router.weight.float()).softmax(dim=-1)
+        steering = self.steering(summary, question, question_mask)
+        weights = F.linear(steering, self.router.weight.float()).softmax(dim=-1)
         if self.config.top_k is None:
             return weights
         best = weights.topk(self.config.top_k, dim=-1)
         kept = torch.zeros_like(weights).scatter(1, best.indices, best.values)
         return kept / kept.sum(dim=-1, keepdim=True)
 
+    def steering(
+        self, summary: Tensor, question: Tensor | None, question_mask: Tensor | None
+    ) -> Tensor:
+        """(N, D) float32, what the router reads; arguments as in `gate`.
+
+        Raises:
+            DataError: the module reads text and was given none.
+        """
+        if self.config.condition_on == "picture":
+            return summary.float()
+        if self.config.condition_on == "nothing":
+            return torch.ones_like(summary, dtype=torch.float32)
+        if question is None or question_mask is None:
+            raise DataError(
+                "the language-conditioned MoE needs the question of each image: pass question_ids "
+                "and question_mask, as the processor returns them"
+            )
+        scores = torch.einsum("nd,nqd->nq", summary.float(), question.float())
+        scores = scores / math.sqrt(summary.shape[-1])
+        scores = scores.masked_fill(~question_mask, torch.finfo(scores.dtype).min)
+        attention = scores.softmax(dim=-1) * question_mask
+        return torch.einsum("nq,nqd->nd", attention, question.float())
+
     def forward(
-        self, tokens: Tensor, summary: Tensor, question: Tensor, question_mask: Tensor
+        self,
+        tokens: Tensor,
+        summary: Tensor,
+        question: Tensor | None = None,
+        question_mask: Tensor | None = None,
     ) -> Tensor:
         """Condition each image's tokens on its question.
 

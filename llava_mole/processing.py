@@ -107,7 +107,8 @@ class LlavaMoleProcessor(ProcessorMixin):
         tokenizer: of the language model; must be a fast one (offsets give the label mask).
         tokens_per_image: P, placeholders that one image becomes.
         image_token: a single token of the vocabulary that never occurs in text.
-        condition_on: "turn" or "unlabelled", see `ParrotConfig.condition_on`.
+        condition_on: "unlabelled", or the turn that holds the picture; see
+            `ParrotConfig.condition_on`, whose controls read neither.
         chat_template: Jinja source with generation marks.
     """
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,3 +213,72 @@ def test_an_image_without_its_question_is_refused(steered: Any) -> None:
         model.visual_tokens(features)
     with pytest.raises(DataError, match="2 images but 1 questions"):
         model.visual_tokens(features, batch["question_ids"][:1])
+
+
+# ---------------------------------------------------------------------- controls without language
+
+
+def control(condition_on: str, **changes: Any) -> ParrotConfig:
+    return ParrotConfig(num_experts=3, hidden_size=16, condition_on=condition_on, **changes)
+
+
+@pytest.mark.parametrize("condition_on", ["picture", "nothing"])
+def test_a_control_has_the_parameters_of_the_conditioned_module(condition_on: str) -> None:
+    def shapes(config: ParrotConfig) -> dict[str, Any]:
+        return {k: v.shape for k, v in LanguageConditionedMoE(D, config).state_dict().items()}
+
+    assert shapes(control(condition_on)) == shapes(control("turn"))
+
+
+def test_the_picture_steers_by_its_summary_and_nothing_by_a_constant() -> None:
+    torch.manual_seed(0)
+    h, q, e = numbers()
+    for condition_on, steering in (("picture", q), ("nothing", np.ones(D))):
+        module = LanguageConditionedMoE(D, control(condition_on, last_matrix="default"))
+        summary = torch.tensor(q, dtype=torch.float32)[None]
+        by_hand = softmax(module.router.weight.detach().numpy() @ steering)
+        np.testing.assert_allclose(module.gate(summary)[0].detach().numpy(), by_hand, rtol=1e-5)
+        np.testing.assert_array_equal(run(module, h, q, e), run(module, h, q, e[:1] + 1))
+
+
+@pytest.mark.parametrize("condition_on", ["picture", "nothing"])
+def test_no_question_changes_a_controls_visual_tokens(
+    condition_on: str, tiny_model: Callable[..., Any]
+) -> None:
+    steered = tiny_model("llama", parrot=control(condition_on))
+    base = visual(steered, chat())
+    assert_close(visual(steered, chat("Quelle couleur?", second="Et là?")), base, rtol=0, atol=0)
+    model, processor = steered
+    assert not model.prefix_depends_on_question
+    batch = processor.apply_chat_template(chat(), tokenize=True)
+    features = model.encode_images(batch["pixel_values"])
+    assert_close(model.visual_tokens(features), base, rtol=0, atol=0)
+    gates = model.language_gate(features)
+    same = bool((gates[0] - gates[1]).abs().max() < 1e-6)
+    assert same == (condition_on == "nothing")
+
+
+@pytest.mark.parametrize("condition_on", ["picture", "nothing"])
+def test_a_controls_router_learns(condition_on: str) -> None:
+    torch.manual_seed(0)
+    module = LanguageConditionedMoE(D, control(condition_on, last_matrix="default"))
+    h, q, _ = (torch.tensor(part, dtype=torch.float32)[None] for part in numbers())
+    module(h, q).square().sum().backward()
+    assert module.router.weight.grad.abs().max() > 0
+
+
+def test_a_control_is_saved_and_read_again(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    model, processor = tiny_model("llama", parrot=control("picture"))
+    model.save_pretrained(tmp_path / "model", processor=processor)
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "steered by picture, not language" in card
+    again = type(model).from_pretrained(tmp_path / "model")
+    assert again.config.parrot_part == control("picture")
+    features = model.encode_images(torch.randn(2, 3, 16, 16))
+    assert_close(again.visual_tokens(features), model.visual_tokens(features))
+
+
+def test_a_config_without_the_controls_reads_as_it_always_did() -> None:
+    saved = {key: v for key, v in ParrotConfig().to_dict().items() if key != "condition_on"}
+    assert ParrotConfig.from_dict(saved).condition_on == "turn"
+    assert ParrotConfig.from_dict({**saved, "condition_on": "unlabelled"}).reads_question

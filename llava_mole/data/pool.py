@@ -7,7 +7,7 @@ picture asks is a function of seed, source, epoch, picture and visit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -97,6 +97,7 @@ class Pool:
         kind_weights: how often a kind of question is drawn, relative to 1; 0 leaves it out. Without
             any, every sample of a picture comes once an epoch; with some, each visit draws anew.
         share: weight, samples, cap and repeat_limit of the `PlannedSource`.
+        name: in tables; its order follows from it. None: the source's.
 
     Raises:
         ConfigError: a filter names something that the source does not have.
@@ -111,14 +112,17 @@ class Pool:
         reason: str = "left out",
         kind_weights: Mapping[str, float] | None = None,
         share: Mapping[str, float | None] | None = None,
+        name: str | None = None,
     ) -> None:
         self.source = source
+        self.name = name or source.name
         self.index = source.index()
+        self.keep, self._without, self._reason = keep or Keep(), without, reason
         self.weights = dict(kind_weights or {})
         self.left_out: dict[str, int] = {}
         """reason -> samples"""
         kept = np.ones(len(source), dtype=bool)
-        for why, fits in self._filters(keep or Keep(), without, reason):
+        for why, fits in self._filters(self.keep, without, reason):
             self.left_out[why] = int((kept & ~fits).sum())
             kept &= fits
         self.left_out = {why: count for why, count in self.left_out.items() if count}
@@ -136,7 +140,7 @@ class Pool:
         """Its kinds differ in weight: a visit draws anew, in place of taking turns."""
         sizes = np.diff(self.starts).astype(np.int32)
         self.planned = PlannedSource(
-            source.name,
+            self.name,
             sizes,
             anew=self.drawn_by_weight,
             **(share or {}),  # type: ignore[arg-type]
@@ -171,6 +175,18 @@ class Pool:
             found.append((reason, ~without))
         return found
 
+    def only(self, language: str, name: str, share: Mapping[str, float | None]) -> Pool:
+        """Its samples in one language, as a pool of that name and share."""
+        return Pool(
+            self.source,
+            keep=replace(self.keep, languages=[language]),
+            without=self._without,
+            reason=self._reason,
+            kind_weights=self.weights,
+            share=share,
+            name=name,
+        )
+
     def visit(self, group: int, epoch: int, visit: int, questions: int, seed: int) -> np.ndarray:
         """(k,) record numbers that a visit to a picture asks about, k <= questions.
 
@@ -182,7 +198,7 @@ class Pool:
             return members
         # With weights each visit draws for itself, without them visits share one order.
         turn = visit if self.drawn_by_weight else 0
-        key = key_of(seed, self.source.name, "visit", epoch, int(group), turn)
+        key = key_of(seed, self.name, "visit", epoch, int(group), turn)
         lots = uniform(np.arange(len(members), dtype=np.uint64), key)
         languages = self.index.language[members]
         if self.drawn_by_weight:

@@ -12,7 +12,8 @@ Four ideas, four files: a *bank* (`bank.py`) stacks the rank units of all expert
 makes routes; a *kernel* (`kernels.py`) computes what bank and route mean. A published *method*
 (`methods/`) is a choice of these and a loss. `inject.py`, `hooks.py` and `passes.py` put them on a
 model, `adapters.py` switches them, `losses.py` and `statistics.py` read what a forward pass
-recorded, `io.py` and `importing.py` are about folders.
+recorded, `information.py` says what the use of experts tells of a sample's kind, `io.py` and
+`importing.py` are about folders.
 """
 
 from llava_mole.mole.adapters import (
@@ -34,6 +35,7 @@ from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.config import MoleConfig
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.importing import import_loras
+from llava_mole.mole.information import Information, mutual_information
 from llava_mole.mole.inject import add_experts
 from llava_mole.mole.io import load, save
 from llava_mole.mole.losses import auxiliary_losses, balance_loss
@@ -42,13 +44,14 @@ from llava_mole.mole.methods import METHODS
 from llava_mole.mole.methods.amlora import append_task
 from llava_mole.mole.route import PairedRoute, Route
 from llava_mole.mole.router import LinearRouter
-from llava_mole.mole.statistics import route_statistics, samples_by_expert
+from llava_mole.mole.statistics import route_statistics, samples_by_expert, shares_by_sample
 from llava_mole.mole.trainer import AuxiliaryLossMixin, MoleCallback
 
 __all__ = [
     "METHODS",
     "AuxiliaryLossMixin",
     "ExpertBank",
+    "Information",
     "LinearRouter",
     "MoleCallback",
     "MoleConfig",
@@ -72,10 +75,12 @@ __all__ = [
     "mark_trainable",
     "merge",
     "mole_context",
+    "mutual_information",
     "route_statistics",
     "router_parameters",
     "router_step",
     "samples_by_expert",
     "save",
     "set_adapter",
+    "shares_by_sample",
 ]

@@ -38,6 +38,10 @@ class Record:
         """(tokens, E); rows sum to 1."""
         return self.route.chosen(self.num_experts)
 
+    def shares(self) -> Tensor:
+        """(tokens, E) by gate, where `chosen` counts what is on; rows sum to 1."""
+        return self.route.shares(self.num_experts, self.probs)
+
 
 @dataclass
 class RouteContext:

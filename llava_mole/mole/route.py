@@ -90,6 +90,11 @@ class Route:
         on = (self.weights != 0).float()
         return on / on.sum(dim=1, keepdim=True).clamp(min=1)
 
+    def shares(self, num_experts: int, like: Tensor) -> Tensor:
+        """(tokens, E) each expert's part of a token's gates, by size; rows sum to 1. Without gates
+        (LLaVA-MoLE's) 1 / k where an expert is on. `like`: as in `gates`."""
+        return normalised(self.gates(num_experts, like).detach())
+
 
 @dataclass(frozen=True)
 class PairedRoute:
@@ -127,6 +132,18 @@ class PairedRoute:
         """(tokens, R) 1 / r where a unit of B is on."""
         on = F.one_hot(self.units_b, num_experts).sum(1).float() / self.units_b.shape[1]
         return on[self.sequence]
+
+    def shares(self, num_experts: int, like: Tensor) -> Tensor:
+        """(tokens, R) each unit of B's part of its sequence's gates; rows sum to 1."""
+        weights = torch.ones_like(self.units_b) if self.weights is None else self.weights.detach()
+        on = torch.zeros(len(self.units_b), num_experts, device=self.units_b.device)
+        return normalised(on.scatter_add(1, self.units_b, weights.float().abs()))[self.sequence]
+
+
+def normalised(gates: Tensor) -> Tensor:
+    """(n, E) -> sizes of the gates as shares; a row of zeros stays one."""
+    sizes = gates.float().abs()
+    return sizes / sizes.sum(dim=1, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)
 
 
 def spread(gates: Tensor, ranks: Sequence[int]) -> Tensor:

@@ -1,4 +1,10 @@
-"""Route statistics: who uses which expert."""
+"""Route statistics: who uses which expert.
+
+Two ways of counting. *Chosen*: an expert that is on counts 1 / k, however strong its gate; that is
+what balance losses look at. *Shares*: an expert counts by its gate's part of the token's gates, so
+that dense softmax, top-k and SMoRA's units are seen as they act; without gates it is the same.
+What experts know of domains or languages: `information.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llava_mole.errors import ConfigError
 from llava_mole.mole.adapters import adapter_of, mole_context
 from llava_mole.mole.context import Record, RouteContext
 from llava_mole.mole.losses import sums_by_sample
@@ -46,6 +53,59 @@ def use_of(record: Record, context: RouteContext) -> Tensor:
     segments = torch.zeros(1, 1) if context.segment_ids is None else context.segment_ids
     share = torch.full((1, record.num_experts), 1 / record.num_experts, device=segments.device)
     return share.expand(segments.numel(), -1)
+
+
+@dataclass(frozen=True)
+class SampleShares:
+    """How one router spread each sample of the last pass over its experts.
+
+    Attributes:
+        name: of the linear or block that it decides for, below the root.
+        shares: (S, E) means over the sample's tokens; rows sum to 1, or are 0 without a token.
+        tokens: (S,) how many were counted.
+    """
+
+    name: str
+    shares: Tensor
+    tokens: Tensor
+
+
+@torch.no_grad()
+def shares_by_sample(
+    model: nn.Module, where: Tensor | None = None, name: str | None = None
+) -> list[SampleShares]:
+    """One entry per router of the last pass; empty without records.
+
+    Routers that never choose (MultiLoRA's) are left out.
+
+    Args:
+        where: (B, T) True at the tokens to count (a picture's, an answer's); None: all attended.
+        name: of the adapter.
+
+    Returns:
+        Samples in the order of `samples_by_expert`.
+
+    Raises:
+        ConfigError: `where` is not of the pass's shape.
+    """
+    context, _ = mole_context(model, name)
+    found = []
+    for record in context.records:
+        if record.route.probs is None:
+            continue
+        shares = record.shares()
+        counted = shares.new_ones(len(shares), 1)
+        if where is not None:
+            if where.numel() != len(shares):
+                raise ConfigError(
+                    f"where of shape {tuple(where.shape)} for the {len(shares)} tokens that router "
+                    f"{record.name!r} saw"
+                )
+            counted = where.reshape(-1, 1).to(shares)
+        sums, _ = sums_by_sample(context, shares * counted)
+        tokens, _ = sums_by_sample(context, counted)
+        found.append(SampleShares(record.name, sums / tokens.clamp(min=1), tokens.squeeze(1)))
+    return found
 
 
 @dataclass(frozen=True)

@@ -247,12 +247,8 @@ def gates_of(
         features: (N, 1 + P, D_v).
         ids, mask: (N, Q), as `visual_tokens` takes them.
     """
-    if model.parrot is None:
-        return []
-    dtype = next(model.projector.parameters()).dtype
-    summary = model.projector(features.to(dtype))[:, 0]
-    question = model.get_input_embeddings()(ids)
-    return model.parrot.gate(summary, question, mask.bool()).tolist()
+    gates = model.language_gate(features, ids, mask)
+    return [] if gates is None else gates.tolist()
 
 
 @torch.inference_mode()

@@ -131,7 +131,8 @@ def cross_checks(recipe: Recipe) -> list[str]:
         problems += check_accumulation(stage.training, f"{path}.training")
         if parrot_on and recipe.model.parrot is None:
             problems.append(f"{path}.parrot=true: model.parrot is empty; describe the module there")
-        if parrot_on and stage.kind == "language" and stage.share_prefix:
+        reads_question = recipe.model.parrot is not None and recipe.model.parrot.reads_question
+        if parrot_on and reads_question and stage.kind == "language" and stage.share_prefix:
             problems.append(
                 f"{path}.share_prefix=true: with Parrot on (from this stage or an earlier one) "
                 "visual tokens depend on the question; set share_prefix: false"
@@ -216,6 +217,14 @@ def check_mixture(data: DataRecipe) -> list[str]:
         low, high = source.keep.min_bytes, source.keep.max_bytes
         if low is not None and high is not None and low > high:
             problems.append(f"data.sources: {source.path}: keep.min_bytes={low} > max_bytes={high}")
+        if data.language_weights and source.cap is not None:
+            problems.append(
+                f"data.sources: {source.path}: cap={source.cap} limits a size, but with "
+                "language_weights no size counts within a source; give the sources weights"
+            )
+    if data.language_weights and not any(data.language_weights.values()):
+        problems.append("data.language_weights: all are 0; nothing would be drawn")
+    problems += check_weights(data.language_weights or {}, "data.language_weights")
     return problems + check_weights(data.kind_weights, "data.kind_weights")
 
 
@@ -246,6 +255,9 @@ def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
             ]
         return []
     start, default = stage.warm_start, WarmStartRecipe()
+    kinds = [start.kind] if isinstance(start.kind, str) else start.kind
+    if not (isinstance(kinds, list) and kinds and all(isinstance(one, str) for one in kinds)):
+        return [f"{path}.warm_start.kind={start.kind!r}: expected a kind, or a list of kinds"]
     if start.method == "gradient":
         problems = [f"{path}.warm_start.ridge: read by method ridge only"] * (
             start.ridge != default.ridge

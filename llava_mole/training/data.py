@@ -13,15 +13,23 @@ from typing import overload
 import numpy as np
 
 from llava_mole.data.collator import Collator, check_supervised, longest_tree
+from llava_mole.data.language_shares import by_language
 from llava_mole.data.mixture import Mixture
 from llava_mole.data.pool import Keep, Pool, Samples
 from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import ImageRef, Sample
+from llava_mole.data.source_index import SourceIndex
 from llava_mole.data.sources import SourceSpec, open_source, split_path
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.processing import Encoded, LlavaMoleProcessor
 from llava_mole.training.checks import source_names
-from llava_mole.training.recipe import DataRecipe, Recipe, SourceRecipe, StageRecipe
+from llava_mole.training.recipe import (
+    DataRecipe,
+    KeepRecipe,
+    Recipe,
+    SourceRecipe,
+    StageRecipe,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +75,24 @@ class AllSamples(Sequence[Sample]):
                 yield from (source[i] for i in range(len(source)))
 
 
+class SomeSamples:
+    """Records of a source, as a source."""
+
+    def __init__(self, source: Samples, records: np.ndarray) -> None:
+        self.source, self.records, self.name = source, records, source.name
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: int, /) -> Sample:
+        return self.source[int(self.records[number])]
+
+    def index(self) -> SourceIndex:
+        index = self.source.index()
+        arrays = {name: values[self.records] for name, values in index.arrays().items()}
+        return SourceIndex.of(arrays, index.names())
+
+
 @dataclass
 class TrainingData:
     """What a recipe's `data:` section names, opened and indexed."""
@@ -81,6 +107,27 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         self.samples = AllSamples(self.sources)
+
+    def kept(self) -> Sequence[Sample]:
+        """Those that take part by `keep` and `language_weights`, each once, in the files' order.
+
+        Raises:
+            ConfigError: see `pools`.
+        """
+        no_filter = all(recipe.keep == KeepRecipe() for recipe in self.recipe.sources)
+        if no_filter and not self.recipe.language_weights:
+            return self.samples
+        records: dict[str, list[np.ndarray]] = {source.name: [] for source in self.sources}
+        for pool in self.pools({}):
+            if pool.planned.weight != 0 and pool.planned.samples != 0:
+                records[pool.source.name].append(pool.records)
+        return AllSamples(
+            [
+                SomeSamples(source, np.sort(np.concatenate(records[source.name])))
+                for source in self.sources
+                if records[source.name]
+            ]
+        )
 
     def pictures(self) -> list[ImageRef]:
         """Every picture and variant, each once."""
@@ -183,6 +230,8 @@ class TrainingData:
                 problems.append(str(error))
         if problems:
             raise ConfigError("\n".join(problems))
+        if self.recipe.language_weights:
+            pools = by_language(pools, self.recipe.language_weights, self.recipe.temperature)
         if not any(len(pool.records) for pool in pools):
             reasons = ", ".join(sorted({why for pool in pools for why in pool.left_out}))
             raise DataError(
@@ -195,7 +244,8 @@ class TrainingData:
         return Mixture(
             [pool.planned for pool in pools],
             questions=questions,
-            temperature=self.recipe.temperature,
+            # Pools by language have been given their shares, temperature included.
+            temperature=1.0 if self.recipe.language_weights else self.recipe.temperature,
             stop=self.recipe.length or "all_exhausted",  # type: ignore[arg-type]  # checked before
             seed=seed,
         )

@@ -158,7 +158,7 @@ def mix_report(
         count = times[number]
         sources.append(
             SourceMix(
-                name=pool.source.name,
+                name=pool.name,
                 described=described(pool),
                 held=len(pool.source),
                 left_out=pool.left_out,
@@ -330,7 +330,7 @@ def print_rows(rows: MixtureRows, count: int, console: Console) -> None:
         names = [image.name if isinstance(image, Path) else "(in the file)" for image in images]
         shown = ", ".join(names) or "text only"
         lines = [f"  {s.source} [{s.language}] {question(s)}" for s in samples]
-        text = "\n".join([f"row {index}: {pool.source.name}, {shown}", *lines])
+        text = "\n".join([f"row {index}: {pool.name}, {shown}", *lines])
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

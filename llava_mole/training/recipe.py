@@ -90,6 +90,9 @@ class DataRecipe:
     """Of every source that does not name its own."""
     kind_weights: dict[str, float] = field(default_factory=dict)
     """How often each kind of question is drawn, relative to 1; 0 leaves a kind out."""
+    language_weights: dict[str, float] | None = None
+    """Share of each language in every source, relative to the others'; 0 leaves it out. Names all
+    languages that the sources hold. Empty: as they are."""
     variant_share: float = field(default=0.5, metadata={"min": 0, "max": 1})
     """Share of language rows that show another drawing of their picture, where there are any."""
     max_length: int | None = field(default=None, metadata={"min": 1})
@@ -115,8 +118,9 @@ class WarmStartRecipe:
     alignment_weight and ridge, and has no steps."""
     ridge: float = field(default=0.01, metadata={"above": 0})
     """Of "ridge": the penalty on the solution, relative to the mean diagonal of its system."""
-    kind: str = "naming"
-    """Samples of this kind give the pairs: picture, answer."""
+    kind: str | list[str] = "naming"
+    """Samples of this kind give the pairs: picture, answer. Of several kinds, for data of several
+    domains, a picture takes the first that it has an answer of."""
     pictures_per_step: int = field(default=128, metadata={"min": 2})
     """Each is told apart from all the others of its step."""
     learning_rate: float = field(default=1e-3, metadata={"above": 0})
@@ -167,7 +171,8 @@ class StageRecipe:
     questions_per_picture: int = field(default=6, metadata={"min": 1})
     """Drawn for each picture of a step, at most as many as it has."""
     share_prefix: bool = True
-    """Questions about one picture share its visual tokens. Not with Parrot on."""
+    """Questions about one picture share its visual tokens. Not with Parrot on, unless its
+    condition_on reads no text."""
     packing: int | None = field(default=None, metadata={"min": 16})
     """Tokens of a row into which several pictures or conversations are packed, none of which sees
     another; null: a row each."""

@@ -143,9 +143,10 @@ def check_warm_start(recipe: Recipe, read: Sequence[TrainingData]) -> None:
     """Raises DataError if a warm start asks for a kind of sample that its data lack."""
     for stage, data in zip(recipe.stages, read, strict=True):
         if stage.kind == "warm_start":
-            names_of_pictures(data.samples, stage.warm_start.kind)
+            samples = data.kept()
+            names_of_pictures(samples, stage.warm_start.kind)
             for kind in stage.warm_start.also:
-                names_of_pictures(data.samples, kind, key=f"warm_start.also.{kind}")
+                names_of_pictures(samples, kind, key=f"warm_start.also.{kind}")
 
 
 def run_recipe(
@@ -338,7 +339,7 @@ def run_stage(
             check_supported(model.language_model.config, key)
     untrained = recipe.stages[0] is stage and recipe.model.start_from is None
     if untrained and isinstance(model.projector, Projector):
-        match_embeddings(model, processor, data.samples, features)
+        match_embeddings(model, processor, data.kept(), features)
     set_trainable(model, stage.learning_rates)
     context = model.config.text_config.max_position_embeddings
     limit = data.leave_out_long(processor, context)
@@ -436,15 +437,16 @@ def start_projector(
         log.truncate_after(-1)
         threads = torch.get_num_threads()
         torch.set_num_threads(threads * ranks.workers())
+        samples = data.kept()
         if stage.warm_start.method == "ridge":
             done = ridge_start(
-                model, processor, data.samples, features, stage.warm_start,
+                model, processor, samples, features, stage.warm_start,
                 seed=recipe.seed, variants=data.variants, log=log,
             )  # fmt: skip
         else:
             set_trainable(model, {"projector": stage.warm_start.learning_rate})
             done = warm_start(
-                model, processor, data.samples, features, stage.warm_start, steps=stage.steps,
+                model, processor, samples, features, stage.warm_start, steps=stage.steps,
                 seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
             )  # fmt: skip
         torch.set_num_threads(threads)

@@ -37,22 +37,28 @@ Log = Callable[[dict[str, Any]], None]
 
 
 def names_of_pictures(
-    samples: Sequence[Sample], kind: str, key: str = "warm_start.kind"
+    samples: Sequence[Sample], kind: str | Sequence[str], key: str = "warm_start.kind"
 ) -> dict[ImageRef, dict[str, str]]:
-    """Picture -> language -> name, from the answers of samples of one kind; `key` of the recipe
-    asked for it.
+    """Picture -> language -> name, from the answers of samples of one kind, or of the first of
+    several that a picture has; `key` of the recipe asked for it.
 
     Raises:
-        DataError: no sample of that kind has exactly one picture.
+        DataError: no sample of a kind has exactly one picture.
     """
-    names: dict[ImageRef, dict[str, str]] = defaultdict(dict)
+    kinds = [kind] if isinstance(kind, str) else list(kind)
+    found: dict[str, dict[ImageRef, dict[str, str]]] = {one: defaultdict(dict) for one in kinds}
     for sample in samples:
-        if sample.metadata.get("kind") == kind and len(sample.images) == 1:
+        if sample.metadata.get("kind") in found and len(sample.images) == 1:
             answers = [turn.text for turn in sample.turns if turn.role == "assistant"]
-            names[sample.images[0]][sample.language] = answers[-1]
-    if len(names) < 2:
+            of_kind = found[sample.metadata["kind"]]
+            of_kind[sample.images[0]][sample.language] = answers[-1]
+    names: dict[ImageRef, dict[str, str]] = {}
+    for one in reversed(kinds):
+        names |= found[one]
+    few = next((one for one in kinds if len(found[one]) < 2), None)
+    if few is not None:
         raise DataError(
-            f"{key}: {len(names)} pictures have a sample of kind {kind!r}; "
+            f"{key}: {len(found[few])} pictures have a sample of kind {few!r}; "
             + (
                 "name a kind whose answers name the picture, or drop the stage "
                 "(stages.warm_start=null, with 'model.projector={type: mlp2x_gelu}')"
@@ -60,7 +66,7 @@ def names_of_pictures(
                 else "drop this key, or name a kind that the data have"
             )
         )
-    return dict(names)
+    return names
 
 
 @torch.no_grad()

@@ -7,12 +7,14 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from llava_mole.errors import ConfigError
 from llava_mole.mole import (
     METHODS,
     MoleConfig,
     mole_context,
     route_statistics,
     samples_by_expert,
+    shares_by_sample,
 )
 from tests.mole.methods.by_hand import (
     IDS,
@@ -163,9 +165,70 @@ def test_where_nothing_chooses_all_experts_are_used_alike_and_no_router_is_liste
     model(IDS)
     assert_allclose(array(samples_by_expert(model)), np.full((2, E), 1 / E), **SINGLE)
     assert route_statistics(model) == []
+    assert shares_by_sample(model) == []
 
 
 def test_before_any_pass_there_is_nothing_to_tell() -> None:
     model = model_with(config())
     assert samples_by_expert(model).shape == (0, 0)
     assert route_statistics(model) == []
+    assert shares_by_sample(model) == []
+
+
+# ---------------------------------------------------------------------- shares, by gate
+
+
+def test_without_gates_a_sample_is_shared_out_by_choice() -> None:
+    model = model_with(config())
+    seen = [s for s in see(model, attention_mask=PADDED) if "gate_proj" in s.name]
+    for found, linear in zip(shares_by_sample(model), seen, strict=True):
+        assert found.tokens.tolist() == PADDED.sum(1).tolist()
+        for row, p in enumerate(per_sample(probabilities(linear), PADDED)):
+            assert_allclose(array(found.shares[row]), np.eye(E)[p.argmax(1)].mean(0), **SINGLE)
+
+
+def test_dense_experts_count_by_their_weight_not_alike() -> None:
+    model = model_with(config("loramoe"))
+    seen = see(model, attention_mask=PADDED)
+    for found, linear in zip(shares_by_sample(model), seen, strict=True):
+        for row, p in enumerate(per_sample(probabilities(linear), PADDED)):
+            assert_allclose(array(found.shares[row]), p.mean(0), **SINGLE)
+
+
+def test_of_the_k_that_are_on_the_stronger_counts_more() -> None:
+    model = model_with(config("mola", num_experts=4))
+    seen = see(model, attention_mask=PADDED)
+    for found, linear in zip(shares_by_sample(model), seen, strict=True):
+        p = probabilities(linear)
+        gates = p * top(p, 2)
+        gates /= gates.sum(1, keepdims=True)
+        for row, own in enumerate(per_sample(gates, PADDED)):
+            assert_allclose(array(found.shares[row]), own.mean(0), **SINGLE)
+
+
+def test_some_tokens_of_a_sample_can_be_counted_alone() -> None:
+    model = model_with(config())
+    seen = [s for s in see(model, attention_mask=PADDED) if "gate_proj" in s.name]
+    where = torch.zeros(2, 7, dtype=torch.bool)
+    where[0, 1:4] = True
+    for found, linear in zip(shares_by_sample(model, where), seen, strict=True):
+        chosen = np.eye(E)[probabilities(linear).argmax(1)]
+        assert found.tokens.tolist() == [3, 0]
+        assert_allclose(array(found.shares[0]), chosen[1:4].mean(0), **SINGLE)
+        assert_allclose(array(found.shares[1]), 0)
+    with pytest.raises(ConfigError, match=r"where of shape \(2, 3\) for the 14 tokens"):
+        shares_by_sample(model, where[:, :3])
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "multilora"])
+def test_shares_of_every_method_add_up_and_are_none_of_what_is_off(method: str) -> None:
+    small = {"mola": {"num_experts": 3}, "smora": {"top_k": 2, "num_experts": 3}}
+    small |= {"conditional_mixlora": {"num_experts": 3, "r": 2}}
+    model = model_with(MoleConfig(method=method, **small.get(method, {})))
+    model(IDS, attention_mask=PADDED)
+    for record in mole_context(model)[0].records:
+        shares, chosen = record.shares(), record.chosen()
+        assert_allclose(array(shares.sum(1)), 1, **SINGLE)
+        assert bool((shares[chosen == 0] == 0).all())
+    for found in shares_by_sample(model):
+        assert_allclose(array(found.shares.sum(1)), 1, **SINGLE)

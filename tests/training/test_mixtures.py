@@ -305,3 +305,48 @@ def test_mix_says_what_is_wrong(
     argv = [str(two_sources) if word == "RECIPE" else word for word in arguments]
     assert main(["mix", *argv, f"output_dir={two_sources.parent / 'out'}"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_languages_come_in_the_shares_that_the_recipe_says(two_sources: Path, data: Path) -> None:
+    both = json.loads(Path(data / "train.json").read_text(encoding="utf-8"))
+    (data / "both.json").write_text(json.dumps(both), encoding="utf-8")
+    overrides = [f"data.sources=[{{path: {data / 'both.json'}}}]",
+                 "data.language_weights={en: 84, tr: 16}", "data.length=200",
+                 "stages.instruct.passes=1"]  # fmt: skip
+    report = mix(two_sources, overrides, console=quiet())
+    assert [source.name for source in report.sources] == ["both/en", "both/tr"]
+    assert report.shares["languages"]["en"] == pytest.approx((0.84, 0.84))
+    with pytest.raises(ConfigError, match=r"language_weights: nothing for 'tr'"):
+        mix(two_sources, [*overrides, "data.language_weights={en: 1}"], console=quiet())
+
+
+def test_a_warm_start_reads_what_takes_part_alone(two_sources: Path, data: Path) -> None:
+    path = data / "train.json"
+    everything = read_data(load_recipe(two_sources, [f"data.sources=[{{path: {path}}}]"]).data)
+    assert everything.kept() is everything.samples
+    for filtered in (
+        [f"data.sources=[{{path: {path}, keep: {{languages: [tr]}}}}]"],
+        [f"data.sources=[{{path: {path}}}]", "data.language_weights={tr: 1, en: 0}"],
+    ):
+        read = read_data(load_recipe(two_sources, filtered).data)
+        kept = list(read.kept())
+        assert [sample.source for sample in kept] == [
+            sample.source for sample in read.samples if sample.language == "tr"
+        ]
+        assert len(kept) == 6
+        assert kept[-1] == read.kept()[-1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.language_weights={en: -1}"], r"language_weights.en=-1.0: must be a finite number"),
+        (["data.language_weights={en: 0}"], "language_weights: all are 0"),
+        (["data.language_weights={en: 1}", "data.sources.large.cap=5"], "cap=5 limits a size"),
+    ],
+)
+def test_language_weights_that_make_no_sense_are_refused_at_once(
+    two_sources: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(two_sources, overrides)

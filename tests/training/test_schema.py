@@ -79,6 +79,28 @@ def test_several_mistakes_are_all_told_with_key_value_and_nearest_match(tmp_path
         assert expected in text, expected
 
 
+def test_a_picture_may_be_shared_where_parrot_reads_no_text(tmp_path: Path) -> None:
+    values = good()
+    values["stages"][1]["parrot"] = True
+    for condition, shares in (("turn", False), ("picture", True), ("nothing", True)):
+        values["model"]["parrot"]["condition_on"] = condition
+        if shares:
+            load_recipe(write(tmp_path, values))
+        else:
+            [problem] = problems(tmp_path, values)
+            assert "share_prefix=true: with Parrot on" in problem
+
+
+@pytest.mark.parametrize("kind", [5, [], ["naming", 3], {"naming": 1}])
+def test_a_warm_starts_kind_is_a_word_or_a_list_of_words(tmp_path: Path, kind: Any) -> None:
+    values = good()
+    values["stages"].insert(0, {"name": "warm", "kind": "warm_start", "warm_start": {"kind": kind}})
+    [problem] = problems(tmp_path, values)
+    assert "stages.0 (warm).warm_start.kind=" in problem
+    values["stages"][0]["warm_start"]["kind"] = ["naming", "country"]
+    load_recipe(write(tmp_path, values))
+
+
 def test_what_no_single_key_can_tell_is_told_at_once_too(tmp_path: Path) -> None:
     values = good()
     values["stages"][1]["name"] = "align"

@@ -111,6 +111,29 @@ def test_answers_of_other_kinds_pull_too(
     assert near[1] > near[0] + 0.1
 
 
+def test_of_several_kinds_a_picture_is_called_by_the_first_that_it_has(
+    samples: list[Sample],
+) -> None:
+    """As where domains are mixed: some pictures have a name, others a country."""
+    pictures = list(dict.fromkeys(sample.images[0] for sample in samples))
+    flags, both = pictures[::2], pictures[0]
+    mixed = [sample for sample in samples if sample.images[0] not in flags[1:]]
+    for picture in flags:
+        turns = (samples[0].turns[0], Turn("assistant", f"land {picture.stem}"))
+        mixed.append(
+            dataclasses.replace(
+                samples[0], images=(picture,), turns=turns, metadata={"kind": "country"}
+            )
+        )
+    named = names_of_pictures(mixed, ["naming", "country"])
+    assert set(named) == set(pictures)
+    assert named[both] == names_of_pictures(mixed, "naming")[both]
+    assert named[flags[1]] == {samples[0].language: f"land {flags[1].stem}"}
+    assert names_of_pictures(mixed, ["country", "naming"])[both] != named[both]
+    with pytest.raises(DataError, match=r"warm_start.kind: 0 pictures have .* kind 'digit'"):
+        names_of_pictures(mixed, ["naming", "digit"])
+
+
 def test_pictures_without_a_name_are_pulled_to_their_other_answers(
     tiny_model: Callable[..., Any], samples: list[Sample]
 ) -> None:
