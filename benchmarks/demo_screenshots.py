@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 APP = Path(__file__).resolve().parents[1] / "app.py"
 
@@ -54,56 +54,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = [sys.executable, str(APP), "--model", str(args.model), "--port", str(args.port)]
     command += ["--pictures", str(args.pictures)]
     command += ["--compare", str(args.compare)] if args.compare else []
-    started = time.monotonic()
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        for line in server.stdout:
-            print(line, end="")
-            if line.startswith("ready"):
-                break
-        else:
-            return server.wait() or 1
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=chromium, args=["--no-sandbox", "--lang=en"]
-            )
-            page = browser.new_page(viewport={"width": args.width, "height": 900})
+    with sync_playwright() as playwright:
+        # Before the clock starts: somebody's browser is there already.
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--lang=en"]
+        )
+        page = browser.new_page(viewport={"width": args.width, "height": 900})
+        started = time.monotonic()
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            for line in server.stdout:
+                print(line, end="")
+                if line.startswith("ready"):
+                    break
+            else:
+                return server.wait() or 1
             page.goto(f"http://127.0.0.1:{args.port}")
-            page.locator("#examples").get_by_text(args.question, exact=True).click()
-            page.locator("#question img").wait_for()
-            for number, question in enumerate([args.question, *args.then]):
-                asked = time.monotonic()
-                page.fill("#question textarea", question)
-                page.press("#question textarea", "Enter")
-                answer = page.locator("#chat-0 .bot.message").nth(number)
-                answer.wait_for()
-                page.wait_for_function(
-                    "n => !document.querySelectorAll('#chat-0 .bot.message')[n]"
-                    ".innerText.startsWith('…')",
-                    arg=number,
-                )
-                print(f"first words {time.monotonic() - asked:.2f} s after the question", end="")
-                print(f", {time.monotonic() - started:.1f} s after the command" * (number == 0))
-                page.locator("#question .submit-button").wait_for()
-            page.locator("#why-maps img").first.wait_for()
-            page.locator("#why-gates, #why-legend").first.wait_for()
+            converse(page, [args.question, *args.then], started)
             if args.layer:
                 field = page.locator("#why-layer input[type=number]")
                 field.fill(str(args.layer))
                 field.press("Tab")
             page.mouse.click(1, 1)
-            page.wait_for_timeout(1500)
+            page.wait_for_timeout(3000)
             shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+        finally:
             browser.close()
-    finally:
-        server.terminate()
-        server.wait(20)
+            server.terminate()
+            server.wait(20)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{args.name}.png"
     shot.quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {shot.width} x {shot.height}, {path.stat().st_size / 1024:.0f} KiB")
     return 0
+
+
+def converse(page: Page, questions: Sequence[str], started: float) -> None:
+    """The first question with its example's picture, then the others; waits for the explanation."""
+    page.locator("#examples").get_by_text(questions[0], exact=True).first.click()
+    page.locator("#question img").wait_for()
+    for number, question in enumerate(questions):
+        asked = time.monotonic()
+        page.fill("#question textarea", question)
+        page.press("#question textarea", "Enter")
+        page.locator("#chat-0 .bot.message").nth(number).wait_for()
+        page.wait_for_function(
+            "n => { const one = document.querySelectorAll('#chat-0 .bot.message')[n];"
+            "return one && one.innerText && !one.innerText.startsWith('…') }",
+            arg=number,
+        )
+        print(f"first words {time.monotonic() - asked:.2f} s after the question", end="")
+        print(f", {time.monotonic() - started:.1f} s after the command" * (number == 0))
+        page.locator("#question .submit-button").wait_for()
+    page.locator("#why-maps img").first.wait_for()
+    page.locator("#why-gates, #why-legend").first.wait_for()
 
 
 if __name__ == "__main__":
