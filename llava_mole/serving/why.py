@@ -53,6 +53,7 @@ class Why:
         tokens: T, in order.
         grid: rows and columns of a picture's visual tokens; None where they form no grid.
         gates: per picture the weights of Parrot's language experts, which sum to 1; empty without.
+        reads_question: whether the gate depends on the question at all.
     """
 
     routers: tuple[str, ...]
@@ -60,6 +61,7 @@ class Why:
     tokens: tuple[Token, ...]
     grid: tuple[int, int] | None
     gates: tuple[tuple[float, ...], ...]
+    reads_question: bool = True
 
     def use(self, kind: str, router: int | None = None) -> list[float]:
         """Share of a kind's tokens by expert, E numbers, of one router or of all together."""
@@ -110,6 +112,12 @@ class Why:
             gate = self.gates[-1]
             best = max(range(len(gate)), key=gate.__getitem__)
             name = LANGUAGE_NAMES.get(language or "", "this language")
+            if not self.reads_question:
+                said.append(
+                    f"Whatever the question, it reads this picture mostly by view {best + 1} of "
+                    f"{len(gate)} ({gate[best]:.0%})."
+                )
+                return " ".join(said)
             text = (
                 f"To read the picture for a question in {name}, it leaned on language view "
                 f"{best + 1} of {len(gate)} ({gate[best]:.0%})"
@@ -197,6 +205,7 @@ def explain(
         tuple(tokens),
         grid_of(model),
         tuple(tuple(gate) for gate in gates),
+        model.parrot is None or model.parrot.config.reads_question,
     )
 
 

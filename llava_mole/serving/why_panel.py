@@ -133,7 +133,7 @@ def explanation_of(
     pixels = engine.pixels_of(messages)
     why = engine.explain(messages, answer, steering=question.steering, pixels=pixels)
     asked_in: Mapping[str, Sequence[float]] = {}
-    if why.gates and pixels is not None:
+    if why.gates and why.reads_question and pixels is not None:
         asked_in = engine.gates({code: [text] for code, text in WHAT_IS_THIS.items()}, pixels[-1:])
     shown = tuple(seen(engine.processor, one) for one in (() if pixels is None else pixels))
     return Explanation(why, shown, question.language, usual, asked_in)

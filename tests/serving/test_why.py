@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_mole.configuration import ParrotConfig
 from llava_mole.serving.chat import ChatEngine, fill_pictures
 from llava_mole.serving.why import average_gates, explain, grid_of, seen
 from tests import helpers
@@ -106,3 +107,13 @@ def test_it_is_asked_for_while_answers_are_written(parts, why):
         engine.batcher.call(lambda: 1 / 0)
     assert engine.answer(TURNS, PICTURES, max_new_tokens=2) is not None
     engine.close()
+
+
+@pytest.mark.parametrize("condition", ["picture", "nothing"])
+def test_a_gate_that_reads_no_question_says_so(tiny_model, condition):
+    model, processor = tiny_model(
+        "llama", parrot=ParrotConfig(num_experts=3, hidden_size=16, condition_on=condition)
+    )
+    found = explain(model, processor, fill_pictures(TURNS, PICTURES), "A dog.")
+    assert "Whatever the question" in found.sentence("ru")
+    assert "Russian" not in found.sentence("ru")
