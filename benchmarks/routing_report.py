@@ -86,12 +86,13 @@ def maps(model: Any, processor: Any, routing: Routing, found: dict[str, Any], ou
         parts.append(f"<h3>{html.escape(probe.domain)}, {html.escape(probe.language)}</h3>")
         parts.append(f"<p>{html.escape(why.sentence(probe.language, usual))}</p>")
         pictures = images_of(probe.messages)
+        pixels = processor.image_processor(pictures)["pixel_values"] if pictures else ()
         for router in routers_to_show(found) or [-1]:
             shown = []
-            for index, picture in enumerate(pictures):
+            for index, one in enumerate(pixels):
                 rows = why.overlay(index, router) if why.routers else None
                 file = f"example-{number}-{index}-{router}.png"
-                plain = seen(processor, picture)
+                plain = seen(processor, one)
                 (why_shown.overlay(plain, rows) if rows else plain).save(out / file)
                 shown.append(f'<img src="{file}" alt="">')
             label = f"layer {names[router]}" if why.routers else ""

@@ -29,7 +29,12 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    "kind", ["step", pytest.param("layer", marks=pytest.mark.thorough), "decode"]
+    "kind",
+    [
+        "step",
+        pytest.param("layer", marks=pytest.mark.thorough),
+        pytest.param("decode", marks=pytest.mark.thorough),
+    ],
 )
 def test_every_arm_is_timed_beside_pefts_lora(
     script: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -80,7 +80,7 @@ def log_lines(out: Path) -> list[dict[str, Any]]:
         pytest.param("workers", marks=pytest.mark.thorough),
         "torchrun",
         pytest.param("accelerate, DDP", marks=pytest.mark.thorough),
-        "accelerate, FSDP2",
+        pytest.param("accelerate, FSDP2", marks=pytest.mark.thorough),
     ],
 )
 def test_every_launcher_trains_what_one_process_trains(

@@ -30,7 +30,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     "case",
-    ["ddp", pytest.param("fsdp", marks=pytest.mark.thorough), "fsdp, tower frozen"],
+    [
+        pytest.param("ddp", marks=pytest.mark.thorough),
+        pytest.param("fsdp", marks=pytest.mark.thorough),
+        "fsdp, tower frozen",
+    ],
 )
 def test_ranks_with_other_kinds_of_rows_sum_up_to_one(
     case: str, tiny_parts: Any, tmp_path: Path

@@ -122,7 +122,7 @@ def test_gradients_that_a_scaler_made_overflow_do_not_count() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.thorough), "fsdp"])
 def test_all_ranks_stop_where_one_has_no_number(
     engine: str, paths: dict[str, Path], tmp_path: Path
 ) -> None:
