@@ -132,7 +132,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--pictures",
         type=Path,
-        help="folder of pictures offered as examples; the quickstart's own if it is there",
+        help="folder of pictures offered as examples: those that lie beside the model as in the "
+        "quickstart's folder, or the quickstart's, if not given",
     )
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (127.0.0.1)")
     add("--port", type=int, help="port; the first free one from 7860 if not given")
@@ -185,6 +186,11 @@ class Server(uvicorn.Server):
                 flush=True,
             )
 
+    async def shutdown(self, sockets: Any = None) -> None:
+        # Tabs that are still open are cut off: no news to whoever ended it.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load the models and serve the page until interrupted."""
@@ -212,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.enable()
     room = Room(engines, Limits(tokens=options.max_tokens))
     names = names_of(folders)
-    pictures = options.pictures or options.model.parent / "data" / "images"
+    beside, quickstarts = (one.parent / "data" / "images" for one in (options.model, DEFAULT_MODEL))
+    pictures = options.pictures or (beside if beside.is_dir() else quickstarts)
     local = options.host in LOCAL
     hosts = {*LOCAL, *options.allow_host} if local or options.allow_host else None
     # uvicorn raises the signal that ended it once more: as an exception, so that nothing is left.

@@ -1,7 +1,10 @@
 """Fixtures shared by the tests. Nothing here reaches the network: the hub is switched off first."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Uploads to a page under test: a folder for each process, or tests would see each other's.
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="llava-mole-tests-")
 
 # A package installed elsewhere may also be called `tests`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,6 +27,7 @@ from llava_mole.mole import MoleConfig
 from llava_mole.starter import StarterPaths, ensure_starter
 from tests import helpers
 
+atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 
 

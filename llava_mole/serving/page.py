@@ -37,7 +37,7 @@ EXAMPLES = {
 }
 VISITORS = 500
 """Conversations that are remembered; the one unused for longest is forgotten first."""
-WELCOME = "Add a picture below and ask about it, or take an example."
+WELCOME = "Add a picture below and ask about it."
 # Each paragraph takes its direction from its own first letter: an Arabic answer under an English
 # question is right either way.
 CSS = (
@@ -47,6 +47,7 @@ CSS = (
     unicode-bidi: plaintext; text-align: start; overflow-wrap: anywhere;
 }
 .why-sentence { font-size: 1.1em; }
+.message-row [aria-label="Share"], .message-row [title="Share"] { display: none; }
 .gradio-container { max-width: 1280px !important; margin: auto; }
 """
 )
@@ -67,7 +68,7 @@ def build_page(room: Room, *, names: Sequence[str], pictures: Sequence[Path] = (
     ) as page:
         gr.Markdown(
             "# LLaVA-MoLE\nAsk about pictures in English, 中文, Português, العربية, Türkçe or "
-            "Русский, and see which experts answered."
+            "Русский, and see which experts answered. Programs ask at `/v1`, as they ask OpenAI."
         )
         talk, found = gr.State(()), gr.State(None)
         with gr.Row(equal_height=False):
@@ -124,7 +125,7 @@ def build_page(room: Room, *, names: Sequence[str], pictures: Sequence[Path] = (
                 words = gr.HTML(elem_id="why-words")
                 legend = gr.HTML(elem_id="why-legend")
                 gates = gr.HTML(elem_id="why-gates")
-                gr.Markdown("**Ask about the same picture in**")
+                gr.Markdown("**A new conversation about the same picture, in**")
                 with gr.Row():
                     same = {
                         code: gr.Button(
@@ -133,7 +134,7 @@ def build_page(room: Room, *, names: Sequence[str], pictures: Sequence[Path] = (
                         for code in LANGUAGES
                     }
 
-        answered = [box, talk, status, *chats]
+        answered = [box, talk, status, language, *chats]
         explained = [found, layer, sentence, maps, words, legend, gates]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         newest: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
@@ -141,7 +142,7 @@ def build_page(room: Room, *, names: Sequence[str], pictures: Sequence[Path] = (
         def then(event: Any) -> None:
             """After an answer: a free text box, and why."""
             free = event.then(visits.unlock, None, box, **quiet)
-            free.then(visits.explain_last, [talk, which], explained, **quiet)
+            free.then(visits.explain_last, [talk, which, found, layer], explained, **quiet)
 
         then(
             box.submit(
@@ -153,18 +154,19 @@ def build_page(room: Room, *, names: Sequence[str], pictures: Sequence[Path] = (
             )
         )
         for code, button in same.items():
-            then(button.click(visits.ask_in(code), [talk, *settings], answered, **quiet))
+            then(button.click(visits.ask_in(code), [talk, found, *settings], answered, **quiet))
         for number, chat in zip(numbers, chats, strict=True):
             then(chat.retry(visits.ask_again, [talk, *settings], answered, **quiet))
             then(chat.undo(visits.undo, talk, answered, **quiet))
             then(chat.clear(visits.clear, None, answered, **quiet))
-            chat.select(visits.explain_selected(number), talk, [which, *explained], **quiet)
+            shown = [which, *explained]
+            chat.select(visits.explain_selected(number), [talk, found, layer], shown, **quiet)
         then(new.click(visits.clear, None, answered, **quiet))
-        which.input(visits.explain_last, [talk, which], explained, **quiet)
+        which.input(visits.explain_last, [talk, which, found, layer], explained, **quiet)
         layer.input(visits.redraw, [found, layer], [maps, words], **newest)
         box.stop(visits.stop, None, None, **quiet)
         box.change(visits.typed, [box, language], language, **newest)
-        language.input(visits.typed, [box, language], language, **newest)
+        language.input(visits.chosen, [box, language], language, **newest)
         camera.change(visits.with_photo, [box, camera], [box, camera], **quiet)
         page.unload(visits.stop)
     for block in page.blocks.values():
@@ -194,7 +196,7 @@ def with_api(
         # The theme's own fonts would be downloaded.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         css=CSS,
-        footer_links=["api", "settings"],
+        footer_links=[],  # Gradio's own API and settings; programs speak to /v1
         run_history=False,  # nothing of a conversation is kept
         show_error=True,
         max_file_size=room.limits.body_bytes,

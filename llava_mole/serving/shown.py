@@ -60,7 +60,7 @@ def status_line(answers: Sequence[Answer], names: Sequence[str]) -> str:
         whose = f"{name}: " if len(names) > 1 else ""
         ending = f", {ENDINGS[answer.state]}" if answer.state in ENDINGS else ""
         parts.append(
-            f"{whose}{answer.tokens} tokens in {answer.seconds:.1f} s, the first after "
-            f"{answer.first:.2f} s{ending}"
+            f"{whose}{answer.tokens} token{'s' * (answer.tokens != 1)} in {answer.seconds:.1f} s, "
+            f"the first after {answer.first:.2f} s{ending}"
         )
     return " · ".join(parts)

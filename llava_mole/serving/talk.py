@@ -172,7 +172,7 @@ def language_line(question: Question | None) -> str:
     name = LANGUAGE_NAMES[question.language]
     if question.chosen is None:
         return f"Language of the question: {name} (detected)"
-    if question.steering is None:
+    if question.steering is None or question.detected is None:
         return f"Language of the question: {name}"
-    found = LANGUAGE_NAMES.get(question.detected or "", "no words")
+    found = LANGUAGE_NAMES[question.detected]
     return f"Language of the question: {name} (its words: {found})"

@@ -53,7 +53,7 @@ class Visits:
         likeliest("warm")  # its model takes half a second to load: not while somebody types
 
     # ------------------------------------------------------------------ asking
-    # These give (text box, conversation, status, a Chatbot per model).
+    # These give (text box, conversation, status, language, a Chatbot per model).
 
     async def ask(
         self,
@@ -91,17 +91,18 @@ class Visits:
             yield update
 
     def ask_in(self, language: str) -> Callable[..., AsyncIterator[Updates]]:
-        """What the last pictures are, asked in a language, as a new conversation."""
+        """What the explained pictures are, asked in a language, as a new conversation."""
 
         async def ask(
             talk: Talk,
+            found: Explanation | None,
             temperature: float,
             top_p: float,
             longest: float,
             seed: str | None,
             request: gr.Request,
         ) -> AsyncIterator[Updates]:
-            pictures = last_pictures(talk)
+            pictures = found.paths if found and found.paths else last_pictures(talk)
             question = question_of(WHAT_IS_THIS[language], pictures, None) if pictures else None
             sampling = sampling_of(temperature, top_p, longest, seed)
             if question is not None:
@@ -129,15 +130,16 @@ class Visits:
             problem = "Your last question is still being answered: stop it, or wait."
         if problem is not None or question is None:
             gr.Warning(str(problem))
-            yield tuple(gr.skip() for _ in range(3 + len(self.names)))
+            yield tuple(gr.skip() for _ in range(4 + len(self.names)))
             return
         box: Any = gr.MultimodalTextbox(
             value={"text": "", "files": []}, submit_btn=False, stop_btn=True
         )
+        label: Any = gr.Dropdown(label=language_line(question))
         async for answers in self.room.answers(visitor, talk, question, sampling):
             now = (*talk, Exchange(question, answers))
-            yield (box, now, status_line(answers, self.names), *self._chats(now))
-            box = gr.skip()
+            yield (box, now, status_line(answers, self.names), label, *self._chats(now))
+            box = label = gr.skip()
 
     def unlock(self, request: gr.Request) -> Any:
         """The text box, after an answer; locked as it is while another one is written."""
@@ -154,12 +156,14 @@ class Visits:
         await self.room.drop(visitor_of(request))
         question = talk[-1].question if talk else Question("")
         files = [str(path) for path in question.pictures]
-        return ({"text": question.text, "files": files}, talk[:-1], "", *self._chats(talk[:-1]))
+        box, left = {"text": question.text, "files": files}, talk[:-1]
+        return (box, left, "", gr.skip(), *self._chats(left))
 
     async def clear(self, request: gr.Request) -> Updates:
         """A new conversation."""
         await self.room.drop(visitor_of(request))
-        return ({"text": "", "files": []}, (), "", *self._chats(()))
+        label = gr.Dropdown(label=language_line(None))
+        return ({"text": "", "files": []}, (), "", label, *self._chats(()))
 
     def _chats(self, talk: Talk) -> list[list[dict[str, Any]]]:
         return [shown(talk, model) for model in range(len(self.names))]
@@ -173,6 +177,12 @@ class Visits:
             return gr.skip()
         return gr.Dropdown(label=language_line(question_of(text, (), language or None)))
 
+    def chosen(self, message: dict[str, Any] | None, language: str) -> Any:
+        """The language's label, after one was chosen."""
+        text = (message or {}).get("text") or ""
+        question = question_of(text, (), language or None) or Question("", chosen=language or None)
+        return gr.Dropdown(label=language_line(question))
+
     def with_photo(self, message: dict[str, Any] | None, photo: str | None) -> Updates:
         """(text box, camera): a photo taken goes to the other pictures."""
         if photo is None:
@@ -184,21 +194,46 @@ class Visits:
     # ------------------------------------------------------------------ why
     # These give (explanation, slider, sentence, maps, words, legend, gates).
 
-    def explain_last(self, talk: Talk, model: int | None, request: gr.Request) -> Updates:
-        return self.explain(talk, len(talk) - 1, model or 0, request)
+    def explain_last(
+        self,
+        talk: Talk,
+        model: int | None,
+        before: Explanation | None,
+        layer: float | None,
+        request: gr.Request,
+    ) -> Updates:
+        return self.explain(talk, len(talk) - 1, model or 0, before, layer, request)
 
     def explain_selected(self, model: int) -> Callable[..., Updates]:
         """Of a message that was selected in a model's Chatbot; the model's number comes first."""
 
-        def explain(talk: Talk, event: gr.SelectData, request: gr.Request) -> Updates:
+        def explain(
+            talk: Talk,
+            before: Explanation | None,
+            layer: float | None,
+            event: gr.SelectData,
+            request: gr.Request,
+        ) -> Updates:
             index = event.index
             place = int(index[0] if isinstance(index, list | tuple) else index)
-            return (model, *self.explain(talk, place // 2, model, request))
+            return (model, *self.explain(talk, place // 2, model, before, layer, request))
 
         return explain
 
-    def explain(self, talk: Talk, number: int, model: int, request: gr.Request) -> Updates:
-        """Of one answer; empty where there is none. A few are made at a time, one a visitor."""
+    def explain(
+        self,
+        talk: Talk,
+        number: int,
+        model: int,
+        before: Explanation | None,
+        layer: float | None,
+        request: gr.Request,
+    ) -> Updates:
+        """Of one answer; empty where there is none. A few are made at a time, one a visitor.
+
+        Args:
+            before, layer: what is shown now; the slider stays there if it can.
+        """
         if not 0 <= number < len(talk):
             return told("")
         said = talk[number].answers[model]
@@ -222,16 +257,18 @@ class Visits:
             with self._lock:
                 self._explaining.discard(visitor)
         layers = len(found.why.routers)
-        layer = max(0, layers - 1) // 2
+        router = max(0, layers - 1) // 2
+        if before is not None and layer is not None and len(before.why.routers) == layers:
+            router = round(min(max(layer, 1), max(1, layers))) - 1
         label = f"Layer, 1 to {layers}"
         slider = gr.Slider(
             maximum=max(2, layers),
-            value=layer + 1,
+            value=router + 1,
             visible=layers > 1,
             label=label,
         )
         sentence = f'<div class="why-sentence">{found.sentence()}</div>'
-        drawn = (found.maps(layer), found.words(layer), found.legend, found.gates)
+        drawn = (found.maps(router), found.words(router), found.legend, found.gates)
         return (found, slider, sentence, *drawn)
 
     def redraw(self, found: Explanation | None, layer: float) -> Updates:

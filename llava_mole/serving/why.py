@@ -21,6 +21,8 @@ from llava_mole.languages import LANGUAGE_NAMES
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import IGNORE, Encoded, LlavaMoleProcessor, images_of
 
+EVENLY = 1.4
+"""Below so many times an even share, no expert is said to do most."""
 PICTURE, WORDS, ANSWER = "picture", "words", "answer"
 
 
@@ -103,9 +105,12 @@ class Why:
                 use = self.use(kind)
                 if sum(use):
                     best = max(range(len(use)), key=use.__getitem__)
-                    parts.append(f"specialist {best + 1} for {name} ({use[best]:.0%} of the work)")
+                    if use[best] < EVENLY / self.num_experts:
+                        parts.append(f"all about evenly for {name}")
+                    else:
+                        parts.append(f"mostly expert {best + 1} for {name} ({use[best]:.0%})")
             said.append(
-                f"Of the model's {self.num_experts} specialists, it relied most on "
+                f"The model has {self.num_experts} experts, parts that share its work; it used "
                 + _listed(parts) + "."
             )  # fmt: skip
         if self.gates:
@@ -119,7 +124,7 @@ class Why:
                 )
                 return " ".join(said)
             text = (
-                f"To read the picture for a question in {name}, it leaned on language view "
+                f"To read the picture for a question in {name}, it leaned on Parrot's view "
                 f"{best + 1} of {len(gate)} ({gate[best]:.0%})"
             )
             if usual and language in usual:

@@ -11,6 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from PIL import Image
 
@@ -29,7 +30,9 @@ class Explanation:
     Attributes:
         why: experts and gates.
         pictures: as the tower saw them.
-        language: the question's.
+        language: that Parrot read the last picture for: of the question that it came with, or
+            the chosen one.
+        paths: pictures of the question, or of the last one before it that had some.
         usual: language -> Parrot's average gate over the example pictures.
         asked_in: language -> Parrot's gate for the last picture, asked what it is in that language.
     """
@@ -39,6 +42,7 @@ class Explanation:
     language: str | None
     usual: Mapping[str, Sequence[float]]
     asked_in: Mapping[str, Sequence[float]]
+    paths: tuple[Path, ...]
 
     def sentence(self) -> str:
         return html.escape(self.why.sentence(self.language, self.usual))
@@ -62,7 +66,8 @@ class Explanation:
             return "as the tower saw it; its visual tokens are no grid of patches"
         rows, columns = self.why.grid
         many = f"{rows} × {columns} visual tokens" if rows * columns > 1 else "one visual token"
-        coloured = f", by expert at {self.name(router)}" if self.why.routers else ""
+        coloured = f", by expert at layer {router + 1} ({self.name(router)})"
+        coloured = coloured if self.why.routers else ""
         return f"as the tower saw it: {many}{coloured}"
 
     def words(self, router: int) -> str:
@@ -78,12 +83,19 @@ class Explanation:
         if not self.why.gates:
             return ""
         gate = self.why.gates[-1]
+        many = len(self.pictures)
+        which = "the picture" if many == 1 else f"the last of {many} pictures"
+        name = LANGUAGE_NAMES.get(self.language or "")
+        read_for = f", for a question in {name}" if name and self.why.reads_question else ""
         rows = [
-            "<h4>How Parrot read the picture</h4>",
+            f"<h4>How Parrot read {which}{read_for}</h4>",
             why_shown.gate_bars(gate, self.language, self.usual),
         ]
         if self.asked_in:
-            rows += ["<h4>The same picture, asked in …</h4>", self._by_language()]
+            rows += [
+                "<h4>The same picture, had it come with “What is this?” in …</h4>",
+                self._by_language(),
+            ]
         return "".join(rows)
 
     def name(self, router: int) -> str:
@@ -135,8 +147,11 @@ def explanation_of(
     asked_in: Mapping[str, Sequence[float]] = {}
     if why.gates and why.reads_question and pixels is not None:
         asked_in = engine.gates({code: [text] for code, text in WHAT_IS_THIS.items()}, pixels[-1:])
+    asked = [one.question for one in talk[: number + 1]]
+    holder = next((one for one in reversed(asked) if one.pictures), question)
+    language = question.language if question.steering else holder.language
     shown = tuple(seen(engine.processor, one) for one in (() if pixels is None else pixels))
-    return Explanation(why, shown, question.language, usual, asked_in)
+    return Explanation(why, shown, language, usual, asked_in, holder.pictures)
 
 
 def _data_url(picture: Image.Image) -> str:

@@ -7,6 +7,7 @@ thing also says its expert in words. All text is escaped: what a user typed neve
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw
 from llava_mole.languages import LANGUAGE_NAMES
 from llava_mole.serving.why import ANSWER, PICTURE, WORDS, Why
 
+MARK = re.compile(r"\s*<\S+>\s*|\s*\[\S+\]\s*")
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 
 
@@ -50,6 +52,8 @@ def words(why: Why, router: int) -> str:
         if token.kind == PICTURE:
             continue
         text = html.escape(token.text).replace("\n", "↵<br>")
+        if MARK.fullmatch(token.text):
+            text = f"<bdi>{text}</bdi>"  # has no say in which way the line runs
         if not why.routers:
             parts.append(text)
             continue

@@ -52,7 +52,7 @@ def check_files(asked: Evaluation, split: str) -> None:
     if missing:
         raise DataError(
             "evaluate.domains: no such file:\n  " + "\n  ".join(missing) + "\nA builder in data/ "
-            "writes them: python data/charts.py --out datasets/charts"
+            "writes them; data/README.md names the builders"
         )
 
 

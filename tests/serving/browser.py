@@ -67,7 +67,11 @@ class Tab:
                 f"document.querySelectorAll('#question img').length >= {before + len(pictures)}"
             )
         self.page.fill("#question textarea", text)
-        self.page.press("#question textarea", "Enter")
+        for _ in range(5):  # nothing is sent while a picture is still on its way
+            self.page.press("#question textarea", "Enter")
+            self.page.wait_for_timeout(500)
+            if self.page.input_value("#question textarea") != text:
+                break
 
     def answers(self, chat: int = 0) -> list[str]:
         """Texts of the answers in a Chatbot."""

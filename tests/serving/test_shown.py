@@ -53,6 +53,8 @@ def test_the_status_says_why_an_answer_ended() -> None:
     done = Answer("x", "stop", tokens=3, first=0.25, seconds=1.5)
     cut = Answer("x", "length", tokens=4, first=0.5, seconds=2)
     assert status_line([done], ["a"]) == "3 tokens in 1.5 s, the first after 0.25 s"
+    one = Answer("x", "stop", tokens=1, first=0.25, seconds=1.5)
+    assert status_line([one], ["a"]).startswith("1 token in")
     both = status_line([done, cut], ["a", "b"])
     assert both.startswith("a: 3 tokens")
     assert "b: 4 tokens in 2.0 s, the first after 0.50 s, cut at the longest answer" in both

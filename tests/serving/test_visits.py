@@ -55,7 +55,7 @@ def asked(visits: Visits, text: str, *files: Path, language: str = "") -> Any:
 
 
 def test_asking_fills_both_sides(visits: Visits, pictures: list[Path]) -> None:
-    _, talk, status, first, second = asked(visits, "What is this?", *pictures)
+    _, talk, status, _, first, second = asked(visits, "What is this?", *pictures)
     assert len(talk) == 1
     assert talk[0].question.detected == "en"
     assert "mole: 8 tokens" in status
@@ -72,27 +72,31 @@ def test_again_undo_and_clear(visits: Visits, pictures: list[Path]) -> None:
     _, talk, *_ = asked(visits, "What is this?", pictures[0])
     again = last(visits.ask_again(talk, *SETTINGS, ANA))[1]
     assert [one.answers[0].text for one in again] == [one.answers[0].text for one in talk]
-    box, left, status, *chats = asyncio.run(visits.undo(talk, ANA))
+    box, left, status, _, *chats = asyncio.run(visits.undo(talk, ANA))
     assert box == {"text": "What is this?", "files": [str(pictures[0])]}
     assert (left, status, chats) == ((), "", [[], []])
     assert asyncio.run(visits.undo((), ANA))[1] == ()
-    assert asyncio.run(visits.clear(ANA)) == ({"text": "", "files": []}, (), "", [], [])
+    box, left, status, label, *chats = asyncio.run(visits.clear(ANA))
+    assert (box, left, status, chats) == ({"text": "", "files": []}, (), "", [[], []])
+    assert label.label == "Language of the question"
 
 
 def test_the_same_picture_in_another_language(visits: Visits, pictures: list[Path]) -> None:
     _, talk, *_ = asked(visits, "What is this?", pictures[1])
     talk = (*talk, Exchange(Question("And?"), talk[0].answers))
-    other = last(visits.ask_in("ar")(talk, *SETTINGS, ANA))[1]
+    other = last(visits.ask_in("ar")(talk, None, *SETTINGS, ANA))[1]
     assert [one.question.text for one in other] == [WHAT_IS_THIS["ar"]]
     assert other[0].question.pictures == (pictures[1],)
-    nothing = last(visits.ask_in("ar")((), *SETTINGS, ANA))
+    nothing = last(visits.ask_in("ar")((), None, *SETTINGS, ANA))
     assert all("__type__" in update for update in nothing)
 
 
 def test_why_with_experts_and_parrot(visits: Visits, pictures: list[Path]) -> None:
     _, talk, *_ = asked(visits, "Что это?", *pictures)
-    found, slider, sentence, maps, words, legend, gates = visits.explain_last(talk, 0, ANA)
-    assert "specialist" in sentence
+    found, slider, sentence, maps, words, legend, gates = visits.explain_last(
+        talk, 0, None, None, ANA
+    )
+    assert "experts" in sentence
     assert "Russian" in sentence
     assert slider.visible
     assert maps.count("data:image/jpeg;base64,") == 2
@@ -101,6 +105,14 @@ def test_why_with_experts_and_parrot(visits: Visits, pictures: list[Path]) -> No
     assert gates.count('class="why-gate"') == 3
     assert set(found.asked_in) == set(LANGUAGES)
     assert len({tuple(gate) for gate in found.asked_in.values()}) > 1
+    assert found.language == "ru"
+    assert found.paths == tuple(pictures)
+    follow = (*talk, Exchange(Question("Its colour?", detected="en"), talk[0].answers))
+    later, slider, *_ = visits.explain_last(follow, 0, found, 2, ANA)
+    assert later.language == "ru"  # the picture was read for the question that it came with
+    assert slider.value == 2
+    picked = last(visits.ask_in("tr")(follow, later, *SETTINGS, ANA))[1]
+    assert picked[0].question.pictures == tuple(pictures)
     layers = len(found.why.routers)
     drawn = [visits.redraw(found, layer) for layer in (-5, 1, layers, 1e9)]
     assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
@@ -108,26 +120,29 @@ def test_why_with_experts_and_parrot(visits: Visits, pictures: list[Path]) -> No
 
 def test_why_without_any(visits: Visits, pictures: list[Path]) -> None:
     _, talk, *_ = asked(visits, "What?", pictures[0])
-    _, slider, sentence, maps, _, legend, gates = visits.explain_last(talk, 1, ANA)
+    _, slider, sentence, maps, _, legend, gates = visits.explain_last(talk, 1, None, None, ANA)
     assert not slider.visible
     assert "no experts" in sentence
     assert "data:image/jpeg" in maps
     assert (legend, gates) == ("", "")
     event: Any = SimpleNamespace(index=[1, 0])
-    assert visits.explain_selected(1)(talk, event, ANA)[0] == 1
+    assert visits.explain_selected(1)(talk, None, None, event, ANA)[0] == 1
 
 
 def test_what_cannot_be_explained_says_so(
     visits: Visits, pictures: list[Path], tmp_path: Path
 ) -> None:
-    assert visits.explain_last((), 0, ANA)[2] == ""
+    assert visits.explain_last((), 0, None, None, ANA)[2] == ""
     failed = Answer(state="error", problem="x")
-    assert visits.explain_last((Exchange(Question("?"), (failed, failed)),), 0, ANA)[2] == ""
+    assert (
+        visits.explain_last((Exchange(Question("?"), (failed, failed)),), 0, None, None, ANA)[2]
+        == ""
+    )
     gone = Question("?", (tmp_path / "gone.png",))
     said = Answer("yes", "stop")
-    assert "gone.png" in visits.explain_last((Exchange(gone, (said, said)),), 0, ANA)[2]
+    assert "gone.png" in visits.explain_last((Exchange(gone, (said, said)),), 0, None, None, ANA)[2]
     long = Answer("a b " * 3000, "stop")
-    told = visits.explain_last((Exchange(Question("?"), (long, long)),), 0, ANA)[2]
+    told = visits.explain_last((Exchange(Question("?"), (long, long)),), 0, None, None, ANA)[2]
     assert "the context is" in told
 
 
