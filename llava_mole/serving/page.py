@@ -47,7 +47,7 @@ CSS = (
     unicode-bidi: plaintext; text-align: start; overflow-wrap: anywhere;
 }
 .why-sentence { font-size: 1.1em; }
-.message-row [aria-label="Share"], .message-row [title="Share"] { display: none; }
+.message-buttons [aria-label="Share"] { display: none !important; }
 .gradio-container { max-width: 1280px !important; margin: auto; }
 """
 )

@@ -109,6 +109,8 @@ class Why:
                         parts.append(f"all about evenly for {name}")
                     else:
                         parts.append(f"mostly expert {best + 1} for {name} ({use[best]:.0%})")
+            if not any(part.startswith("mostly") for part in parts):
+                parts = ["all of them about evenly"]
             said.append(
                 f"The model has {self.num_experts} experts, parts that share its work; it used "
                 + _listed(parts) + "."

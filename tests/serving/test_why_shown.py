@@ -46,3 +46,13 @@ def test_shares_and_bars():
     assert "Russian on average: 50%" in bars
     assert "average" not in gate_bars(WHY.gates[0], "ru", {})
     assert legend(Why((), 0, (), None, ())) == ""
+
+
+def test_an_expert_that_did_no_more_than_its_share_is_not_named():
+    even = Why(
+        ("a", "b"), 2,
+        tuple(Token("x", kind, None, None, (0, 1)) for kind in ("words", "answer")), None, (),
+    )  # fmt: skip
+    assert even.sentence().endswith("it used all of them about evenly.")
+    uneven = Why(("a",), 2, (Token("x", "words", None, None, (1,)), *even.tokens[1:]), None, ())
+    assert "mostly expert 2 for the question (100%)" in uneven.sentence()
