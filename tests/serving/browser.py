@@ -58,6 +58,7 @@ class Tab:
         self.page.on("response", self._answered)
         self.page.goto(address)
         self.page.wait_for_selector("#question textarea")
+        self.page.wait_for_timeout(700)  # what is typed while the page is built may be lost
 
     def ask(self, text: str, pictures: Sequence[Path] = ()) -> None:
         if pictures:
@@ -72,6 +73,14 @@ class Tab:
             self.page.wait_for_timeout(500)
             if self.page.input_value("#question textarea") != text:
                 break
+
+    def stop(self) -> None:
+        """As soon as the button is there: a click that waits for stillness may come too late."""
+        self.page.wait_for_function(
+            "() => { const stop = document.querySelector('#question .stop-button');"
+            "if (stop) stop.click(); return stop !== null }",
+            polling=20,
+        )
 
     def answers(self, chat: int = 0) -> list[str]:
         """Texts of the answers in a Chatbot."""
