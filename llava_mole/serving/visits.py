@@ -48,7 +48,7 @@ class Visits:
     def __init__(self, room: Room, names: Sequence[str], pictures: Sequence[Path]) -> None:
         self.room, self.names, self.pictures = room, tuple(names), tuple(pictures)
         self._usual: dict[int, Mapping[str, Sequence[float]]] = {}
-        self._explaining: set[str] = set()
+        self._explaining: list[str] = []
         self._lock = threading.Lock()
         likeliest("warm")  # its model takes half a second to load: not while somebody types
 
@@ -229,7 +229,7 @@ class Visits:
         layer: float | None,
         request: gr.Request,
     ) -> Updates:
-        """Of one answer; empty where there is none. A few are made at a time, one a visitor.
+        """Of one answer; empty where there is none. A few are made at a time, two a visitor.
 
         Args:
             before, layer: what is shown now; the slider stays there if it can.
@@ -242,9 +242,9 @@ class Visits:
         visitor = visitor_of(request)
         with self._lock:
             full = len(self._explaining) >= self.room.limits.explanations
-            if full or visitor in self._explaining:
+            if full or self._explaining.count(visitor) > 1:
                 return told("Other explanations are being made: select the answer in a moment.")
-            self._explaining.add(visitor)
+            self._explaining.append(visitor)
         try:
             found = explanation_of(
                 self.room.engines[model], talk, number, model, self.room.limits,
@@ -255,7 +255,7 @@ class Visits:
             return told(f"Not explained: {without_folders(str(error), pictures)}")
         finally:
             with self._lock:
-                self._explaining.discard(visitor)
+                self._explaining.remove(visitor)
         layers = len(found.why.routers)
         router = max(0, layers - 1) // 2
         if before is not None and layer is not None and len(before.why.routers) == layers:
