@@ -372,7 +372,7 @@ def test_it_ends_with_tabs_open_and_leaves_no_folder(
     tiny_model_dir: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     server = subprocess.Popen(
-        [sys.executable, demo.__file__, "--model", str(tiny_model_dir), "--host", "::1",
+        [sys.executable, demo.__file__, "--model", str(tiny_model_dir),
          "--pictures", str(tmp_path)],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip

@@ -22,7 +22,7 @@ import uvicorn
 
 from llava_mole.serving.chat import ChatEngine
 from llava_mole.serving.limits import Limits
-from llava_mole.serving.openai_api import make_api
+from llava_mole.serving.openai_api import RequestError, chosen_engine, make_api
 from tests import helpers
 
 LIMITS = Limits(body_bytes=2_000_000, body_seconds=1.5, turns=20, pictures=3, pixels=10_000,
@@ -310,3 +310,13 @@ def test_hostile_requests_get_an_answer_or_a_refusal_and_nothing_else(server, cl
         model="tiny", messages=[turn("What is it?", data_url(5))], max_tokens=8
     )
     assert reply.choices[0].message.content == before
+
+
+def test_of_several_models_a_request_names_one() -> None:
+    engines: Any = {"mole": "first", "lora": "second"}
+    assert chosen_engine(engines, None) == ("mole", "first")
+    assert chosen_engine(engines, "lora") == ("lora", "second")
+    assert chosen_engine({"mole": engines["mole"]}, "gpt-4o") == ("mole", "first")
+    with pytest.raises(RequestError, match="no model 'gpt-4o' here; there are mole, lora") as told:
+        chosen_engine(engines, "gpt-4o")
+    assert told.value.response().status_code == 404
