@@ -62,7 +62,7 @@ from llava_mole.training.resume import (
 )
 from llava_mole.training.ridge import ridge_start
 from llava_mole.training.trainer import StageTrainer
-from llava_mole.training.warm_start import match_embeddings, names_of_pictures, warm_start
+from llava_mole.training.warm_start import match_embeddings, warm_start, warm_start_answers
 from llava_mole.tree import check_supported
 
 logger = logging.getLogger(__name__)
@@ -143,10 +143,7 @@ def check_warm_start(recipe: Recipe, read: Sequence[TrainingData]) -> None:
     """Raises DataError if a warm start asks for a kind of sample that its data lack."""
     for stage, data in zip(recipe.stages, read, strict=True):
         if stage.kind == "warm_start":
-            samples = data.kept()
-            names_of_pictures(samples, stage.warm_start.kind)
-            for kind in stage.warm_start.also:
-                names_of_pictures(samples, kind, key=f"warm_start.also.{kind}")
+            warm_start_answers(data.kept(), stage.warm_start)
 
 
 def run_recipe(

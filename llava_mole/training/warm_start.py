@@ -36,23 +36,52 @@ from llava_mole.training.recipe import WarmStartRecipe
 Log = Callable[[dict[str, Any]], None]
 
 
-def names_of_pictures(
-    samples: Sequence[Sample], kind: str | Sequence[str], key: str = "warm_start.kind"
-) -> dict[ImageRef, dict[str, str]]:
-    """Picture -> language -> name, from the answers of samples of one kind, or of the first of
-    several that a picture has; `key` of the recipe asked for it.
+Answers = dict[ImageRef, dict[str, str]]
+"""Picture -> language -> answer."""
+
+
+def names_of_pictures(samples: Sequence[Sample], kind: str | Sequence[str]) -> Answers:
+    """From the answers of samples of one kind, or of the first of several that a picture has.
 
     Raises:
         DataError: no sample of a kind has exactly one picture.
     """
     kinds = [kind] if isinstance(kind, str) else list(kind)
-    found: dict[str, dict[ImageRef, dict[str, str]]] = {one: defaultdict(dict) for one in kinds}
+    return merged(answers_by_kind(samples, kinds), kinds)
+
+
+def warm_start_answers(
+    samples: Sequence[Sample], recipe: WarmStartRecipe
+) -> tuple[Answers, dict[str, Answers]]:
+    """Names as `names_of_pictures` finds them, and the answers of each kind in `recipe.also`.
+    The data are read once, however many kinds there are.
+
+    Raises:
+        DataError: no sample of a kind has exactly one picture.
+    """
+    kinds = [recipe.kind] if isinstance(recipe.kind, str) else list(recipe.kind)
+    found = answers_by_kind(samples, [*kinds, *recipe.also])
+    others = {kind: merged(found, [kind], f"warm_start.also.{kind}") for kind in recipe.also}
+    return merged(found, kinds), others
+
+
+def answers_by_kind(samples: Sequence[Sample], kinds: Sequence[str]) -> dict[str, Answers]:
+    """Of samples with one picture, the last answer."""
+    found: dict[str, Answers] = {one: defaultdict(dict) for one in kinds}
     for sample in samples:
-        if sample.metadata.get("kind") in found and len(sample.images) == 1:
+        of_kind = found.get(sample.metadata.get("kind", ""))
+        if of_kind is not None and len(sample.images) == 1:
             answers = [turn.text for turn in sample.turns if turn.role == "assistant"]
-            of_kind = found[sample.metadata["kind"]]
             of_kind[sample.images[0]][sample.language] = answers[-1]
-    names: dict[ImageRef, dict[str, str]] = {}
+    return found
+
+
+def merged(
+    found: Mapping[str, Answers], kinds: Sequence[str], key: str = "warm_start.kind"
+) -> Answers:
+    """A picture's answers are those of the first of the kinds that has any; `key` of the recipe
+    asked for them."""
+    names: Answers = {}
     for one in reversed(kinds):
         names |= found[one]
     few = next((one for one in kinds if len(found[one]) < 2), None)
@@ -86,12 +115,17 @@ def name_vectors(
     width = model.config.text_config.hidden_size
     vectors = torch.zeros(len(names), len(languages), width)
     mask = torch.zeros(len(names), len(languages), dtype=torch.bool)
+    texts: dict[str, Tensor] = {}  # many pictures share an answer
     for row, by_language in enumerate(names):
         for column, language in enumerate(languages):
-            if language in by_language:
-                ids = torch.tensor(processor.question_ids(by_language[language]))
-                vectors[row, column] = table(ids.to(model.device)).float().mean(0).cpu()
-                mask[row, column] = True
+            if language not in by_language:
+                continue
+            text = by_language[language]
+            if text not in texts:
+                ids = torch.tensor(processor.question_ids(text))
+                texts[text] = table(ids.to(model.device)).float().mean(0).cpu()
+            vectors[row, column] = texts[text]
+            mask[row, column] = True
     for column in range(len(languages)):
         rows = mask[:, column]
         if rows.any():
@@ -127,11 +161,7 @@ class Pairs:
         samples: Sequence[Sample],
         recipe: WarmStartRecipe,
     ) -> None:
-        by_picture = names_of_pictures(samples, recipe.kind)
-        others = {
-            kind: names_of_pictures(samples, kind, key=f"warm_start.also.{kind}")
-            for kind in recipe.also
-        }
+        by_picture, others = warm_start_answers(samples, recipe)
         every = [by_picture, *others.values()]
         self.pictures = list(dict.fromkeys(picture for known in every for picture in known))
         languages = sorted({one for known in every for by in known.values() for one in by})
@@ -142,8 +172,8 @@ class Pairs:
 
         self.vectors, self.mask = vectors(by_picture)
         self.others = [(recipe.also[kind], *vectors(known)) for kind, known in others.items()]
-        names = by_picture.values()
-        tokens = [t for known in names for n in known.values() for t in processor.question_ids(n)]
+        names = {name for known in by_picture.values() for name in known.values()}
+        tokens = [token for name in names for token in processor.question_ids(name)]
         self.centre, self.spread = embedding_statistics(model, tokens)
 
 
