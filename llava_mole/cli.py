@@ -25,6 +25,14 @@ examples:
   llava-mole convert llava-hf/llava-1.5-7b-hf --out models/llava-1.5-7b
 """
 
+MERGE_EPILOG = """\
+Sums are taken in float32 and rounded to the weights' dtype: in bfloat16, logits move by about as
+much as that rounding does. Experts that are chosen token by token cannot be merged.
+
+example:
+  llava-mole merge runs/base/model --out models/base     then  model.start_from: models/base
+"""
+
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The whole parser, or one whose commands beside `only` know no options: what a command's own
@@ -171,6 +179,18 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         convert.description, convert.epilog = conversion.DESCRIPTION, conversion.EPILOG
         conversion.add_arguments(convert)
 
+    merge = commands.add_parser(
+        "merge",
+        help="add a model's LoRA to its language model's weights",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Add a model's plain LoRA, and experts whose route is constant, to the\n"
+        "language model's weights: a folder to start another run from, or to serve as it is.",
+        epilog=MERGE_EPILOG,
+    )
+    merge.add_argument("model", type=Path, metavar="MODEL", help="folder, such as OUT/model")
+    merge.add_argument("--out", type=Path, required=True, help="folder to write")
+    merge.add_argument("--force", action="store_true", help="replace OUT if it holds a model")
+
     chat = commands.add_parser(
         "chat",
         help="ask about a picture",
@@ -282,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "cache": cache,
             "sweep": sweep,
             "convert": convert,
+            "merge": merge,
             "chat": chat,
         }
         code = commands[args.command](args)
@@ -405,6 +426,17 @@ def convert(args: argparse.Namespace) -> int:
     from llava_mole.conversion import command
 
     return command.run(args)
+
+
+def merge(args: argparse.Namespace) -> int:
+    from llava_mole.conversion.writing import check_target
+    from llava_mole.merging import merge_folder
+
+    check_target(args.out, str(args.model), args.force)
+    for note in merge_folder(args.model, args.out):
+        print(f"- {note}", file=sys.stderr)
+    print(f"model: {args.out}", file=sys.stderr)
+    return 0
 
 
 def chat(args: argparse.Namespace) -> int:
