@@ -28,6 +28,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "configs/experiments"
 DOMAINS, LANGUAGES = f"{FOLDER}/domain-mix.yaml", f"{FOLDER}/language-84-english.yaml"
 
+STARTER = (
+    "model.start_from=null", "model.language_model=starter", "model.vision_model=starter",
+    "model.vision_grid=7", "model.chat_template=qa", "model.projector={type: mlp2x_gelu}",
+)  # fmt: skip
+"""The parts of models/base (base.yaml): to count, no trained model is needed."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -102,7 +108,7 @@ def built(arm: Arm) -> tuple[Any, Any, dict[str, float]]:
     from llava_mole.training.run import add_parrot
     from llava_mole.training.schema import load_recipe
 
-    recipe = load_recipe(ROOT / arm.base, arm.overrides)
+    recipe = load_recipe(ROOT / arm.base, (*STARTER, *arm.overrides))
     stage = next(stage for stage in recipe.stages if stage.name == "instruct")
     model, processor = build_model(dataclasses.replace(recipe.model, parrot=None))
     if stage.parrot:
@@ -153,9 +159,9 @@ HEAD = """\
 
 Written by `python benchmarks/arms.py --out configs/experiments/arms.md`; do not edit. Each arm is
 its base recipe with these overrides (`llava-mole train --config BASE OVERRIDE …`). Every one was
-built on Gemma 3 270M and EfficientNet-Lite0 and went forward and backward once, and each part
-that it trains got a gradient; none of this says how well it learns. Numbers are trained
-parameters in stage `instruct`.
+built on the parts of `models/base`, Gemma 3 270M and EfficientNet-Lite0, and went forward and
+backward once, and each part that it trains got a gradient; none of this says how well it learns.
+Numbers are trained parameters.
 
 To put experts in place takes three overrides (where they go, what they are, their learning
 rates); a part that a recipe names a rate for and a model lacks is refused. AM-LoRA is no arm: it

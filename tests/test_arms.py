@@ -43,7 +43,7 @@ def numbers() -> dict[str, list[int | None]]:
 @pytest.mark.parametrize("name", ARMS)
 def test_an_arm_validates_and_stands_on_the_page_with_what_to_type(name: str) -> None:
     arm = ARMS[name]
-    recipe = load_recipe(ROOT / arm.base, arm.overrides)
+    recipe = load_recipe(ROOT / arm.base, (*script.STARTER, *arm.overrides))
     rates = next(stage for stage in recipe.stages if stage.name == "instruct").learning_rates
     line = numbers()[name]
     trained = dict(zip(script.PARTS, line, strict=False))
@@ -76,30 +76,32 @@ def test_controls_of_parrot_are_as_large_as_parrot() -> None:
     [("parrot_paper", ParrotConfig.paper), ("parrot_released", ParrotConfig.released)],
 )
 def test_the_two_forms_of_parrot_are_those_of_the_configuration(arm: str, form: Any) -> None:
-    recipe = load_recipe(ROOT / ARMS[arm].base, ARMS[arm].overrides)
+    recipe = load_recipe(ROOT / ARMS[arm].base, (*script.STARTER, *ARMS[arm].overrides))
     parrot = recipe.model.parrot
     assert parrot == form(num_experts=6, hidden_size=parrot.hidden_size)
 
 
 @pytest.mark.parametrize("base", [script.DOMAINS, script.LANGUAGES])
 def test_the_base_recipes_draw_the_five_domains_alike(base: str) -> None:
-    recipe = load_recipe(ROOT / base)
+    recipe = load_recipe(ROOT / base, script.STARTER)
     names = [source.name for source in recipe.data.sources]
     assert names == ["charts", "documents", "flags", "digits", "openmoji"]
     assert {source.weight for source in recipe.data.sources} == {1}
-    first = recipe.stages[0]
-    assert first.data is not None
-    assert [source.path for source in first.data.sources] == [
-        source.path for source in recipe.data.sources
-    ]
-    english = recipe.data.language_weights is not None
-    assert {tuple(s.keep.languages or ()) for s in first.data.sources} == {
-        ("en",) if english else ()
+
+
+def test_the_model_that_arms_start_from_is_made_of_the_parts_they_are_counted_on() -> None:
+    base = load_recipe(ROOT / script.FOLDER / "base.yaml")
+    counted = load_recipe(ROOT / script.DOMAINS, script.STARTER).model
+    for key in ("language_model", "vision_model", "vision_grid", "chat_template", "projector"):
+        assert getattr(base.model, key) == getattr(counted, key), key
+    assert {tuple(source.keep.languages or ()) for source in base.data.sources} == {("en",)}
+    assert {source.path for source in base.data.sources} == {
+        source.path for source in load_recipe(ROOT / script.DOMAINS, script.STARTER).data.sources
     }
 
 
 def test_84_percent_are_english() -> None:
-    weights = load_recipe(ROOT / script.LANGUAGES).data.language_weights
+    weights = load_recipe(ROOT / script.LANGUAGES, script.STARTER).data.language_weights
     assert weights is not None
     assert weights["en"] == 84
     assert sum(weights.values()) == 100
