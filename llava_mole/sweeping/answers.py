@@ -18,8 +18,17 @@ from llava_mole.evaluation.tables import Prediction, read_checked
 from llava_mole.languages import LANGUAGES
 from llava_mole.sweeping.order import where_they_part
 from llava_mole.sweeping.plan import run_folder, run_name
-from llava_mole.sweeping.run_folder import DONE, ORDER, RUN, TRAINED, read_json, split_folder
-from llava_mole.sweeping.scoring import SHOWN, WITHHELD, scored, settings_of
+from llava_mole.sweeping.run_folder import (
+    ATTEMPTS,
+    DONE,
+    ORDER,
+    RUN,
+    TRAINED,
+    read_json,
+    read_lines,
+    split_folder,
+)
+from llava_mole.sweeping.scoring import SHOWN, TEST_SCORINGS, WITHHELD, scored, settings_of
 from llava_mole.sweeping.sweep_file import Sweep
 
 Scores = NDArray[np.float64]
@@ -50,6 +59,8 @@ class Answers:
         runs: (arm, seed) -> done.json.
         other_data: arm -> why its samples differ, where it says so.
         stale: runs that were scored with other settings than `evaluate` has now.
+        attempts: (arm, seed) -> how often its training was started.
+        scorings: the lines of test_scorings.jsonl.
     """
 
     split: str
@@ -60,6 +71,13 @@ class Answers:
     runs: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     other_data: dict[str, str] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
+    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+    scorings: list[dict[str, Any]] = field(default_factory=list)
+
+    def declare(self, sweep: Sweep) -> None:
+        """Take over which arms say that their samples differ."""
+        said = {arm: sweep.arm(arm).other_data for arm in sweep.arm_names()}
+        self.other_data = {arm: why for arm, why in said.items() if why is not None}
 
     def column(self, name: str) -> NDArray[np.str_]:
         """(Q,) an attribute of the questions."""
@@ -147,9 +165,10 @@ def read_answers(sweep: Sweep, split: str) -> Answers:
                 found.withheld[arm, seed] = withheld
             found.orders[arm, seed] = read_json(folder / ORDER) or {"digest": None}
             found.runs[arm, seed] = done
-        declared = sweep.arm(arm).other_data
-        if declared is not None:
-            found.other_data[arm] = declared
+            started = read_lines(folder / ATTEMPTS)
+            found.attempts[arm, seed] = sum(line["trains"] for line in started)
+    found.declare(sweep)
+    found.scorings = read_lines(sweep.out / TEST_SCORINGS)
     return found
 
 

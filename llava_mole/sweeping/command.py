@@ -39,6 +39,8 @@ examples:
   llava-mole sweep FILE --parallel 4           four at once: a device each, or a share of the cores
   llava-mole sweep FILE --one moe/seed-3       a single run, e.g. a task of a cluster's job array
   llava-mole sweep FILE --report               tables and verdicts anew, from the folders alone
+  llava-mole sweep FILE --pack DIR             two files to publish, from which --report --from DIR
+                                               works out every table and verdict again
   llava-mole sweep FILE --split test           the arms that `protocol` has chosen, on test
 
 exit status: 0: no run failed; 1: a run failed; 2: what is asked for is impossible. docs/sweep.md"""
@@ -54,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--one", metavar="ARM/seed-N", help="do this run in this process, and write no report"
     )
+    what.add_argument(
+        "--pack", type=Path, metavar="DIR",
+        help="write who was right about which question to two small files, and stop",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", dest="packed", type=Path, metavar="DIR",
+        help="with --report: from what --pack wrote, not from the runs' folders",
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", metavar="ARM", help="only these arms' runs")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds' runs")
     parser.add_argument(
@@ -123,9 +133,22 @@ def run(args: argparse.Namespace) -> int:
 
     sweep = load(args)
     console = Console()
+    if args.packed is not None and not args.report:
+        raise ConfigError("--from: only with --report")
     if args.one is not None:
         return do_one(sweep, args)
-    failed = 0
+    if args.pack is not None:
+        from llava_mole.sweeping.answers import read_answers
+        from llava_mole.sweeping.packing import write_pack
+
+        folder = write_pack(sweep, read_answers(sweep, args.split), args.pack)
+        console.print(f"pack: {folder}", soft_wrap=True)
+        return 0
+    failed, answers = 0, None
+    if args.packed is not None:
+        from llava_mole.sweeping.packing import read_pack
+
+        answers = read_pack(sweep, args.split, args.packed)
     if not args.report:
         from llava_mole.sweeping.dry_run import dry_run
         from llava_mole.sweeping.plan import plan_runs
@@ -141,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
                 sweep, args.file, runs, split=args.split, parallel=at_once(args.parallel),
                 again=args.again, console=console,
             )  # fmt: skip
-    report = make_report(sweep, args.split)
+    report = make_report(sweep, args.split, answers)
     folder = write_report(sweep, report)
     if args.report:
         console.print(to_markdown(sweep, report), markup=False, soft_wrap=True)

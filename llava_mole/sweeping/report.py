@@ -10,6 +10,7 @@ OUT/report/SPLIT/claims.png, domains.png, languages.png
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from llava_mole.sweeping.answers import Answers, read_answers
 from llava_mole.sweeping.claims import Verdict, decide
 from llava_mole.sweeping.figures import draw_claims, draw_marks
 from llava_mole.sweeping.plan import run_name
-from llava_mole.sweeping.scoring import scorings_on_test
 from llava_mole.sweeping.sweep_file import Sweep
 from llava_mole.sweeping.tables import (
     DOMAIN,
@@ -58,9 +58,13 @@ class SweepReport:
     """What a reader must know: missing runs, second looks at test, runs on other machines."""
 
 
-def make_report(sweep: Sweep, split: str) -> SweepReport:
-    """Raises DataError, CheckpointError: see `read_answers`."""
-    answers = read_answers(sweep, split)
+def make_report(sweep: Sweep, split: str, answers: Answers | None = None) -> SweepReport:
+    """From `answers` (`packing.read_pack`), or the runs' folders.
+
+    Raises:
+        DataError, CheckpointError: see `read_answers`.
+    """
+    answers = answers or read_answers(sweep, split)
     found = costs(sweep, answers)
     return SweepReport(
         split,
@@ -98,19 +102,18 @@ def notes(sweep: Sweep, answers: Answers, found: Sequence[Cost]) -> list[str]:
     again = [run_name(one.arm, one.seed) for one in found if one.attempts > 1]
     if again:
         said.append(f"trained in several sessions, memory is the last one's: {', '.join(again)}")
-    return said + looks_at_test(sweep)
+    return said + looks_at_test(answers.scorings)
 
 
-def looks_at_test(sweep: Sweep) -> list[str]:
-    """How often anyone looked at test, and at what."""
-    scorings = scorings_on_test(sweep.out)
-    if not scorings:
+def looks_at_test(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """How often anyone looked at test, and at what; a line a scoring."""
+    if not lines:
         return []
-    lines = [line for of_run in scorings.values() for line in of_run]
-    said = [f"test was scored {len(lines)} times, {len(scorings)} runs; see test_scorings.jsonl"]
-    often = {run: len(of_run) for run, of_run in scorings.items() if len(of_run) > 1}
-    if often:
-        shown = ", ".join(f"{run} {count} times" for run, count in often.items())
+    often = Counter(str(line["run"]) for line in lines)
+    said = [f"test was scored {len(lines)} times, {len(often)} runs; see test_scorings.jsonl"]
+    again = {run: count for run, count in often.items() if count > 1}
+    if again:
+        shown = ", ".join(f"{run} {count} times" for run, count in again.items())
         said.append(f"**scored on test more than once**: {shown}")
     choices = {line["choice"]: line for line in lines}
     if len(choices) > 1:

@@ -26,7 +26,6 @@ from llava_mole.sweeping.run_folder import (
     append_line,
     now,
     read_json,
-    read_lines,
     split_folder,
     write_json,
 )
@@ -158,11 +157,3 @@ def scoring_line(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
         "reason": chosen["reason"],
         "settings": settings_of(sweep),
     }
-
-
-def scorings_on_test(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run -> its scorings on test, in order."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for line in read_lines(out / TEST_SCORINGS):
-        found.setdefault(str(line["run"]), []).append(line)
-    return found

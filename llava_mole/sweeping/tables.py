@@ -21,8 +21,6 @@ from llava_mole.languages import LANGUAGES
 from llava_mole.sweeping.answers import Answers
 from llava_mole.sweeping.claims import interval_of
 from llava_mole.sweeping.measures import trained_parameters
-from llava_mole.sweeping.plan import run_folder
-from llava_mole.sweeping.run_folder import ATTEMPTS, read_lines
 from llava_mole.sweeping.sweep_file import Sweep
 
 ALL, DOMAIN, LANGUAGE, KIND = "all", "domain", "language", "kind"
@@ -117,7 +115,6 @@ def costs(sweep: Sweep, answers: Answers) -> list[Cost]:
         known = other is not None and other["step_seconds"] > 0
         ratio = run["step_seconds"] / other["step_seconds"] if other and known else None
         parameters = run["parameters"]
-        started = read_lines(run_folder(sweep.out, arm, seed) / ATTEMPTS)
         found.append(
             Cost(
                 arm=arm, seed=seed,
@@ -126,7 +123,7 @@ def costs(sweep: Sweep, answers: Answers) -> list[Cost]:
                 steps=run["steps"], step_seconds=run["step_seconds"], ratio=ratio,
                 minutes=run["minutes"], peak_gib=max(run["peak_gib"].values()),
                 processes=run["processes"], threads=run["threads"], device=run["device"],
-                attempts=sum(line["trains"] for line in started),
+                attempts=answers.attempts[arm, seed],
                 order=str(run["order"]), digest=run["digest"],
             )
         )  # fmt: skip
