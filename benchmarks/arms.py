@@ -32,7 +32,7 @@ STARTER = (
     "model.start_from=null", "model.language_model=starter", "model.vision_model=starter",
     "model.vision_grid=7", "model.chat_template=qa", "model.projector={type: mlp2x_gelu}",
 )  # fmt: skip
-"""The parts of models/base (base.yaml): to count, no trained model is needed."""
+"""The parts of the models that arms start from: to count, no trained model is needed."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ HEAD = """\
 
 Written by `python benchmarks/arms.py --out configs/experiments/arms.md`; do not edit. Each arm is
 its base recipe with these overrides (`llava-mole train --config BASE OVERRIDE …`). Every one was
-built on the parts of `models/base`, Gemma 3 270M and EfficientNet-Lite0, and went forward and
+built on the parts that it starts from, Gemma 3 270M and EfficientNet-Lite0, and went forward and
 backward once, and each part that it trains got a gradient; none of this says how well it learns.
 Numbers are trained parameters.
 

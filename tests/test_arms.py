@@ -89,15 +89,20 @@ def test_the_base_recipes_draw_the_five_domains_alike(base: str) -> None:
     assert {source.weight for source in recipe.data.sources} == {1}
 
 
-def test_the_model_that_arms_start_from_is_made_of_the_parts_they_are_counted_on() -> None:
-    base = load_recipe(ROOT / script.FOLDER / "base.yaml")
-    counted = load_recipe(ROOT / script.DOMAINS, script.STARTER).model
+@pytest.mark.parametrize(
+    ("first", "then", "languages"),
+    [("base", script.DOMAINS, None), ("base-english", script.LANGUAGES, ["en"])],
+)
+def test_the_model_that_arms_start_from_is_made_of_the_parts_they_are_counted_on(
+    first: str, then: str, languages: list[str] | None
+) -> None:
+    base = load_recipe(ROOT / script.FOLDER / f"{first}.yaml")
+    counted = load_recipe(ROOT / then, script.STARTER)
     for key in ("language_model", "vision_model", "vision_grid", "chat_template", "projector"):
-        assert getattr(base.model, key) == getattr(counted, key), key
-    assert {tuple(source.keep.languages or ()) for source in base.data.sources} == {("en",)}
-    assert {source.path for source in base.data.sources} == {
-        source.path for source in load_recipe(ROOT / script.DOMAINS, script.STARTER).data.sources
-    }
+        assert getattr(base.model, key) == getattr(counted.model, key), key
+    assert [source.keep.languages for source in base.data.sources] == [languages] * 5
+    paths = [source.path for source in counted.data.sources]
+    assert [source.path for source in base.data.sources] == paths
 
 
 def test_84_percent_are_english() -> None:
