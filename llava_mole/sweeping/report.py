@@ -140,6 +140,24 @@ def in_words(p: float | None) -> str:
     return "–" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
+def claims_table(verdicts: Sequence[Verdict]) -> str:
+    """Markdown: a line a claim."""
+    lines = [
+        "| claim | difference | 95 % | p | corrected | verdict |",
+        "|---|---:|---|---:|---:|---|",
+    ]
+    for one in verdicts:
+        difference = interval = "–"
+        if one.mean is not None and one.low is not None and one.high is not None:
+            difference = f"{100 * one.mean:+.1f}"
+            interval = f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
+        verdict = one.verdict + (f": {one.reason}" if one.reason else "")
+        values = (one.about or one.claim, difference, interval, in_words(one.p),
+                  in_words(one.p_holm), verdict)  # fmt: skip
+        lines.append(f"| {' | '.join(map(cell, values))} |")
+    return "\n".join(lines) + "\n"
+
+
 def to_markdown(sweep: Sweep, report: SweepReport) -> str:
     """For people."""
     lines = [f"# {sweep.out.name}, {report.split}", ""]
