@@ -78,3 +78,7 @@ def test_a_block_of_nothing_known_is_refused(script: Any, words: list[str], tmp_
     (tmp_path / "page.md").write_text("<!-- other dev claims -->\n<!-- end -->\n", "utf-8")
     with pytest.raises(SystemExit, match="packs are mine dev"):
         script.main(words)
+
+
+def test_the_page_in_the_repository_is_what_its_packs_say(script: Any) -> None:
+    assert script.main(["--check"]) == 0
