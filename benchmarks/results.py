@@ -10,7 +10,8 @@ split that is packed, the page's blocks
     <!-- NAME SPLIT claims -->  …  <!-- end -->
 
 are written anew, `claims` being one of claims, domains, languages, kinds, costs, notes; words
-outside of them are left alone. Pictures go to docs/images/results/NAME-SPLIT-claims.png and so on.
+outside of them are left alone. Pictures that the page shows, NAME-SPLIT-PART.png in
+docs/images/results with claims, domains or languages as PART, are drawn anew.
 After new runs: `llava-mole sweep configs/experiments/NAME.yaml --split SPLIT --pack
 configs/experiments/results/NAME`, then this.
 """
@@ -52,6 +53,11 @@ PARTS: dict[str, Callable[[SweepReport], str]] = {
     "costs": lambda report: costs_table(report.costs),
     "notes": lambda report: "".join(f"- {note}\n" for note in report.notes),
 }
+SHOWN: dict[str, Callable[[SweepReport, Path], None]] = {
+    "claims": lambda report, path: draw_claims(report.verdicts, path),
+    "domains": lambda report, path: draw_marks(report.marks, DOMAIN, path),
+    "languages": lambda report, path: draw_marks(report.marks, LANGUAGE, path),
+}
 
 
 def reports(packs: Path) -> dict[tuple[str, str], SweepReport]:
@@ -83,11 +89,13 @@ def filled(text: str, known: dict[tuple[str, str], SweepReport]) -> str:
     return BLOCK.sub(block, text)
 
 
-def draw(known: dict[tuple[str, str], SweepReport], folder: Path) -> None:
+def draw(known: dict[tuple[str, str], SweepReport], folder: Path, page: str) -> None:
+    """Those that the page shows."""
     for (name, split), report in known.items():
-        draw_claims(report.verdicts, folder / f"{name}-{split}-claims.png")
-        for by in (DOMAIN, LANGUAGE):
-            draw_marks(report.marks, by, folder / f"{name}-{split}-{by}s.png")
+        paths = {part: folder / f"{name}-{split}-{part}.png" for part in SHOWN}
+        for part, path in paths.items():
+            if path.name in page:
+                SHOWN[part](report, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{args.page} is not what the packs say: python benchmarks/results.py")
         return int(after != before)
     args.page.write_text(after, "utf-8")
-    draw(known, args.pictures)
+    draw(known, args.pictures, after)
     print(f"{args.page}: {len(BLOCK.findall(after))} blocks from {len(known)} packs")
     return 0
 

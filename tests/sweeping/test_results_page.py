@@ -23,7 +23,7 @@ Words between.
 <!-- mine dev domains -->
 | what stood here before |
 <!-- end -->
-Words after.
+Words after. ![claims](pictures/mine-dev-claims.png)
 """
 
 
@@ -71,7 +71,7 @@ def test_blocks_are_filled_and_words_stay(script: Any, words: list[str], tmp_pat
         assert text in page
     assert "what stood here before" not in page
     assert script.main([*words, "--check"]) == 0
-    assert (tmp_path / "pictures" / "mine-dev-claims.png").is_file()
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["mine-dev-claims.png"]
 
 
 def test_a_block_of_nothing_known_is_refused(script: Any, words: list[str], tmp_path: Path) -> None:
