@@ -4,7 +4,7 @@
     python benchmarks/results.py --check        # say what differs, write nothing
 
 A pack (`llava-mole sweep FILE --pack DIR`) holds who was right about which question. For each
-experiment configs/experiments/NAME.yaml with a pack in configs/experiments/results/NAME, and each
+sweep configs/experiments/NAME-sweep.yaml with a pack in configs/experiments/results/NAME, and each
 split that is packed, the page's blocks
 
     <!-- NAME SPLIT claims -->  …  <!-- end -->
@@ -12,7 +12,7 @@ split that is packed, the page's blocks
 are written anew, `claims` being one of claims, domains, languages, kinds, costs, notes; words
 outside of them are left alone. Pictures that the page shows, NAME-SPLIT-PART.png in
 docs/images/results with claims, domains or languages as PART, are drawn anew.
-After new runs: `llava-mole sweep configs/experiments/NAME.yaml --split SPLIT --pack
+After new runs: `llava-mole sweep configs/experiments/NAME-sweep.yaml --split SPLIT --pack
 configs/experiments/results/NAME`, then this.
 """
 
@@ -64,7 +64,7 @@ def reports(packs: Path) -> dict[tuple[str, str], SweepReport]:
     """(experiment, split) -> its report, of every pack there is."""
     found = {}
     for folder in sorted(packs.iterdir()):
-        sweep = read_sweep(EXPERIMENTS / f"{folder.name}.yaml")
+        sweep = read_sweep(EXPERIMENTS / f"{folder.name}-sweep.yaml")
         for split in SPLITS:
             if (folder / f"{split}.json").is_file():
                 answers = read_pack(sweep, split, folder)

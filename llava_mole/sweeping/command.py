@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write who was right about which question to two small files, and stop",
     )  # fmt: skip
     parser.add_argument(
-        "--from", dest="packed", type=Path, metavar="DIR",
+        "--from", type=Path, metavar="DIR",
         help="with --report: from what --pack wrote, not from the runs' folders",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", metavar="ARM", help="only these arms' runs")
@@ -133,7 +133,8 @@ def run(args: argparse.Namespace) -> int:
 
     sweep = load(args)
     console = Console()
-    if args.packed is not None and not args.report:
+    packed = getattr(args, "from")  # no name that Python would take
+    if packed is not None and not args.report:
         raise ConfigError("--from: only with --report")
     if args.one is not None:
         return do_one(sweep, args)
@@ -145,10 +146,10 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"pack: {folder}", soft_wrap=True)
         return 0
     failed, answers = 0, None
-    if args.packed is not None:
+    if packed is not None:
         from llava_mole.sweeping.packing import read_pack
 
-        answers = read_pack(sweep, args.split, args.packed)
+        answers = read_pack(sweep, args.split, packed)
     if not args.report:
         from llava_mole.sweeping.dry_run import dry_run
         from llava_mole.sweeping.plan import plan_runs

@@ -50,7 +50,7 @@ def words(written: Any, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "evaluate": {"domains": sweep.evaluate.domains, "items": sweep.evaluate.items,
                      "languages": sweep.evaluate.languages, "withheld": sweep.evaluate.withheld},
     }  # fmt: skip
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+    (tmp_path / "mine-sweep.yaml").write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
     monkeypatch.setattr(script, "EXPERIMENTS", tmp_path)
     (tmp_path / "page.md").write_text(PAGE, "utf-8")
     return ["--packs", str(tmp_path / "packs"), "--page", str(tmp_path / "page.md"),

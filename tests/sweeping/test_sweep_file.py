@@ -172,6 +172,15 @@ def test_the_example_is_read_and_its_arms_see_the_same_but_for_the_model(monkeyp
     assert lora.stages[1].steps == moe.stages[1].steps == 10
 
 
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (ROOT / "configs").rglob("*-sweep.yaml"))
+)
+def test_every_sweep_that_ships_is_read_and_its_base_is_there(name):
+    (path,) = (ROOT / "configs").rglob(name)
+    sweep = read_sweep(path)
+    assert (ROOT / sweep.base).is_file()
+
+
 def test_the_page_has_a_file_that_is_read_and_names_every_key(tmp_path):
     page = (ROOT / "docs" / "sweep.md").read_text("utf-8")
     (tmp_path / "sweep.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.S)[0], "utf-8")
