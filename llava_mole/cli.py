@@ -30,7 +30,7 @@ Sums are taken in float32 and rounded to the weights' dtype: in bfloat16, logits
 much as that rounding does. Experts that are chosen token by token cannot be merged.
 
 example:
-  llava-mole merge runs/base/model --out models/base     then  model.start_from: models/base
+  llava-mole merge runs/domain-mix/model --out models/mix    then  model.start_from: models/mix
 """
 
 
