@@ -19,7 +19,7 @@ import torch
 import llava_mole
 from llava_mole import ranks
 from llava_mole.errors import CheckpointError, ConfigError
-from llava_mole.sweeping import DEVELOPMENT, TEST
+from llava_mole.sweeping import DEVELOPMENT, SPLITS, TEST
 from llava_mole.sweeping.measures import measured
 from llava_mole.sweeping.order import order_of, where_they_part
 from llava_mole.sweeping.plan import PlannedRun, run_folder, run_name
@@ -49,19 +49,14 @@ STARTED_BY = "LLAVA_MOLE_SWEEP"
 
 def is_finished(sweep: Sweep, run: PlannedRun, split: str) -> bool:
     """Nothing is left to do."""
-    return is_done(run) and not any(scores_left(sweep, run.folder, one) for one in splits_of(split))
-
-
-def splits_of(split: str) -> tuple[str, ...]:
-    """What is scored where a split is asked for: dev always."""
-    return (DEVELOPMENT,) if split == DEVELOPMENT else (DEVELOPMENT, TEST)
+    return is_done(run) and not scores_left(sweep, run.folder, split)
 
 
 def do_run(sweep: Sweep, run: PlannedRun, *, split: str = DEVELOPMENT, again: bool = False) -> None:
     """Do what is left of a run; a collective where several processes share it.
 
     Args:
-        split: DEVELOPMENT, or TEST: then both are scored.
+        split: what is scored, DEVELOPMENT or TEST.
         again: a folder with a run of another recipe is put aside; without it that is refused.
 
     Raises:
@@ -86,14 +81,13 @@ def do_run(sweep: Sweep, run: PlannedRun, *, split: str = DEVELOPMENT, again: bo
         here = ranks.from_main(read_json(run.folder / TRAINED) if ranks.is_main() else None)
         if here is None:
             here = train(sweep, run)
-        for one in splits_of(split):
-            if not (run.folder / "model").is_dir() and scores_left(sweep, run.folder, one):
-                raise CheckpointError(
-                    f"{run.name}: its model is not there any more (keep: {sweep.keep}), and {one} "
-                    "is not scored as the sweep file asks: do it anew in another output_dir with "
-                    "keep: model, or score both in the same go (--split test)"
-                )
-            score_run(sweep, run, one)
+        if not (run.folder / "model").is_dir() and scores_left(sweep, run.folder, split):
+            raise CheckpointError(
+                f"{run.name}: its model is not there any more (keep: {sweep.keep}), and {split} "
+                "is not scored as the sweep file asks: do it anew in another output_dir with "
+                "keep: model"
+            )
+        score_run(sweep, run, split)
         if ranks.is_main():
             finish(sweep, run, here)
         ranks.barrier()
@@ -170,14 +164,18 @@ def order_problem(sweep: Sweep, run: PlannedRun, order: dict[str, Any]) -> str |
 
 def finish(sweep: Sweep, run: PlannedRun, trained: dict[str, Any]) -> None:
     """Write `done.json` and remove what need not stay."""
-    figures = scored(run.folder, DEVELOPMENT)
+    figures = {split: scored(run.folder, split)["domains"] for split in SPLITS}
     # The last session by the clock; of sessions that were stopped, what the stages' log has.
     training = max(trained["session_seconds"], trained["seconds"])
-    seconds = training + sum(one["seconds"] for one in figures["domains"].values())
+    seconds = training + sum(one["seconds"] for of in figures.values() for one in of.values())
     done = {
         **trained,
         "minutes": round(seconds / 60, 2),
-        "dev": {name: one["accuracy"] for name, one in figures["domains"].items()},
+        "accuracy": {
+            split: {name: one["accuracy"] for name, one in of.items()}
+            for split, of in figures.items()
+            if of
+        },
         "kept": sweep.keep,
         "done": now(),
     }

@@ -33,7 +33,7 @@ from llava_mole.sweeping.run_folder import (
     put_aside,
     read_json,
 )
-from llava_mole.sweeping.scoring import check_choice, check_files
+from llava_mole.sweeping.scoring import check_choice, check_files, scored
 from llava_mole.sweeping.sweep_file import Sweep
 from llava_mole.training.progress import duration
 
@@ -145,7 +145,7 @@ def do_runs(
             for one in [one for one in going if one.process.poll() is not None]:
                 going.remove(one)
                 failed += one.process.returncode != 0
-                report(sweep, one, console)
+                report(split, one, console)
     return failed
 
 
@@ -165,13 +165,13 @@ def start(sweep: Sweep, path: Path, run: PlannedRun, slot: Slot, split: str) -> 
     return Started(run, slot, process, time.monotonic())
 
 
-def report(sweep: Sweep, one: Started, console: Console) -> None:
+def report(split: str, one: Started, console: Console) -> None:
     """How a run ended, in a line; a failed one's last words."""
     took = duration(time.monotonic() - one.since)
     if one.process.returncode == 0:
-        done = read_json(one.run.folder / DONE) or {"dev": {}}
-        marks = ", ".join(f"{domain} {100 * mark:.0f}" for domain, mark in done["dev"].items())
-        console.print(f"{one.run.name}: done in {took}; dev: {marks} %", soft_wrap=True)
+        found = scored(one.run.folder, split)["domains"].items()
+        marks = ", ".join(f"{domain} {100 * values['accuracy']:.0f}" for domain, values in found)
+        console.print(f"{one.run.name}: done in {took}; {split}: {marks} %", soft_wrap=True)
         return
     code = one.process.returncode
     how = f"ended by signal {-code}" if code < 0 else f"failed (exit code {code})"

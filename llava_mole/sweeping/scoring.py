@@ -19,7 +19,7 @@ from llava_mole import ranks
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.folders import sha256_file
 from llava_mole.folders import sweep as remove_leftovers
-from llava_mole.sweeping import SPLITS, TEST
+from llava_mole.sweeping import TEST
 from llava_mole.sweeping.plan import PlannedRun
 from llava_mole.sweeping.run_folder import (
     SCORED,
@@ -45,8 +45,7 @@ def questions_file(asked: Evaluation, domain: str, split: str) -> Path:
 
 def check_files(asked: Evaluation, split: str) -> None:
     """Raises DataError listing the files that are not there, before anything is trained."""
-    splits = SPLITS if split == TEST else SPLITS[:1]
-    files = [questions_file(asked, domain, one) for domain in asked.domains for one in splits]
+    files = [questions_file(asked, domain, split) for domain in asked.domains]
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise DataError(

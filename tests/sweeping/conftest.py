@@ -227,6 +227,6 @@ def write_run(sweep: Sweep, arm: str, seed: int, rate: Rate, pictures: int, orde
         "arm": arm, "seed": seed, "digest": arm, "order": order, "steps": 3, "seconds": 6.0,
         "parameters": {"lora": {"total": 100, "trained": 100}}, "minutes": 0.2,
         "step_seconds": 2.0 if arm == "a" else 3.0, "peak_gib": {"process": 1.0},
-        "processes": 1, "threads": 1, "device": "cpu", "dev": {},
+        "processes": 1, "threads": 1, "device": "cpu", "accuracy": {},
     }  # fmt: skip
     write_json(folder / "done.json", done)

@@ -163,6 +163,21 @@ def test_test_is_refused_until_a_choice_is_written_down(trained):
         check_choice(sweep, ["moe", "lora"])
 
 
+def test_a_run_that_is_trained_for_test_is_scored_on_test_alone(trained):
+    edit(trained, protocol={"chosen": ["lora"], "reason": "small"}, seeds=[0, 1, 2])
+    sweep = read_sweep(trained)
+    (run,) = plan_runs(sweep, trained, arms=["lora"], seeds=[2])
+    do_run(sweep, run, split="test")
+    assert [path.name for path in (run.folder / "predictions").iterdir() if path.is_dir()] == [
+        "test"
+    ]
+    done = json.loads((run.folder / "done.json").read_text("utf-8"))
+    assert set(done["accuracy"]) == {"test"}
+    do_run(sweep, run)
+    done = json.loads((run.folder / "done.json").read_text("utf-8"))
+    assert set(done["accuracy"]) == {"dev", "test"}
+
+
 def test_every_scoring_on_test_is_on_record_and_a_second_is_seen(trained):
     choice = trained.parent / "choice.yaml"
     edit(trained, protocol="choice.yaml")

@@ -58,7 +58,9 @@ def test_a_run_says_what_it_was_and_what_it_took(trained: Path) -> None:
     assert done["peak_gib"]["process"] > 0.1
     assert done["parameters"]["experts"]["trained"] == done["parameters"]["experts"]["total"] > 0
     assert done["parameters"]["language_model"]["trained"] == 0
-    assert set(done["dev"]) == {"shapes", "noise"}
+    assert {split: set(of) for split, of in done["accuracy"].items()} == {
+        "dev": {"shapes", "noise"}
+    }
     assert read_json(run.folder / "run.json")["recipe"]["seed"] == 1
     assert not (run.folder / "stages").exists()
     assert (run.folder / "model" / "config.json").is_file()
