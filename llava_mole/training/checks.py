@@ -241,6 +241,7 @@ def source_names(sources: Sequence[SourceRecipe]) -> list[str]:
 GRADIENT_KEYS = (
     "pictures_per_step", "learning_rate", "weight_decay", "temperature", "feature_noise",
     "token_dropout", "channel_dropout", "hard_share", "variant_share", "scale_weight",
+    "one_language",
 )  # fmt: skip
 
 
@@ -262,6 +263,11 @@ def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
         problems = [f"{path}.warm_start.ridge: read by method ridge only"] * (
             start.ridge != default.ridge
         )
+        if stage.parrot and not start.one_language:
+            problems.append(
+                f"{path}.parrot=true: a warm start trains Parrot in one language at a time; say "
+                "warm_start.one_language: true, or switch it on in a later stage"
+            )
         if kind == "rbf":
             problems.append(
                 f"{path}.warm_start.method=gradient: a projector of type rbf is solved for; say "
@@ -279,6 +285,8 @@ def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
         problems.append(
             f"{path}.warm_start.method=ridge: needs 'model.projector={{type: rbf}}', found {kind!r}"
         )
+    if stage.parrot:
+        problems.append(f"{path}.parrot=true: method ridge trains no Parrot; a later stage can")
     if start.also and not start.alignment_weight > 0:
         problems.append(
             f"{path}.warm_start.alignment_weight={start.alignment_weight!r}: must be above 0, the "

@@ -28,6 +28,7 @@ from llava_mole.structure import model_without_weights
 from llava_mole.training.data import TrainingData, encode_sample, planned_rows, read_stages
 from llava_mole.training.foresight import print_estimate
 from llava_mole.training.held_out import HeldOut, read_held_out
+from llava_mole.training.history import rates
 from llava_mole.training.mix import MixReport, mix_report, passes_of, print_mix
 from llava_mole.training.parts import count_parameters, set_trainable
 from llava_mole.training.recipe import Recipe
@@ -114,8 +115,8 @@ def count_by_stage(
             width = model.config.text_config.hidden_size
             with torch.device(model.device):
                 model.parrot = LanguageConditionedMoE(width, recipe.model.parrot)
-        rates = stage.learning_rates if stage.kind == "language" else {"projector": 1.0}
-        set_trainable(model, rates)
+        solved = {"projector": 1.0}  # a ridge has no rate
+        set_trainable(model, rates(stage, parrot=model.parrot is not None) or solved)
         stages.append({part: trained for part, _, trained in count_parameters(model)})
     return {part: total for part, total, _ in count_parameters(model)}, stages
 

@@ -6,7 +6,7 @@ Names, numbers and licences only: no path of the machine, nothing of a record.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def record_stage(
         "kind": stage.kind,
         "steps": None if solved else steps_taken(log, stage),
         "rows": rows if stage.kind == "language" else None,
-        "learning_rates": rates(stage),
+        "learning_rates": rates(stage, parrot=config.parrot is not None),
     }
     known = dict(config.provenance or {})
     names = [one.name for one in recipe.stages]
@@ -108,11 +108,19 @@ def record_stage(
     config.provenance = {**known, "stages": earlier + own}
 
 
-def rates(stage: StageRecipe) -> Mapping[str, float]:
+def rates(stage: StageRecipe, *, parrot: bool) -> dict[str, float]:
+    """Part -> learning rate.
+
+    Args:
+        parrot: the model has it; a warm start in one language at a time trains it.
+    """
     if stage.kind == "language":
         return dict(stage.learning_rates)
-    by_gradient = stage.warm_start.method == "gradient"
-    return {"projector": stage.warm_start.learning_rate} if by_gradient else {}
+    start = stage.warm_start
+    if start.method != "gradient":
+        return {}
+    parts = ["projector", "parrot"] if parrot and start.one_language else ["projector"]
+    return dict.fromkeys(parts, start.learning_rate)
 
 
 def steps_taken(log: Path, stage: StageRecipe) -> int | None:

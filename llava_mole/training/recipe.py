@@ -144,6 +144,10 @@ class WarmStartRecipe:
     also: dict[str, float] = field(default_factory=dict)
     """Other kinds whose short answers (a category, a colour) the picture is pulled towards as well:
     kind -> weight of 1 - cosine. Many pictures share such an answer, so there is no contrast."""
+    one_language: bool = False
+    """Pull a picture, at each step, to its answers in one language, drawn by data.language_weights;
+    otherwise to those in all languages at once. With the stage's `parrot: true` its tokens pass
+    through Parrot, steered by a question of that language, and Parrot is trained too."""
     variant_share: float = field(default=0.5, metadata={"min": 0, "max": 1})
     """Share of pictures shown as another drawing, where there are any."""
     scale_weight: float = field(default=0.0, metadata={"min": 0})

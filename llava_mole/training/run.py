@@ -44,7 +44,7 @@ from llava_mole.training.data import TrainingData, read_stages, stage_rows
 from llava_mole.training.ending import Ended, told_to_end
 from llava_mole.training.environment import check_environment
 from llava_mole.training.held_out import HeldOut, read_held_out, scored_by
-from llava_mole.training.history import record_data, record_stage
+from llava_mole.training.history import rates, record_data, record_stage
 from llava_mole.training.log import JsonLog
 from llava_mole.training.memory import memory_advice, peak_memory
 from llava_mole.training.parallel import Placed, check_engine
@@ -441,14 +441,17 @@ def start_projector(
                 seed=recipe.seed, variants=data.variants, log=log,
             )  # fmt: skip
         else:
-            set_trainable(model, {"projector": stage.warm_start.learning_rate})
+            set_trainable(model, rates(stage, parrot=model.parrot is not None))
             done = warm_start(
                 model, processor, samples, features, stage.warm_start, steps=stage.steps,
-                seed=recipe.seed, variants=data.variants, time_budget=budget, log=log,
+                seed=recipe.seed, variants=data.variants, time_budget=budget,
+                language_weights=data.recipe.language_weights, log=log,
             )  # fmt: skip
         torch.set_num_threads(threads)
         logger.info("warm start: %s", done)
     ranks.same_weights(model.projector)
+    if model.parrot is not None:
+        ranks.same_weights(model.parrot)
     return StageEnd(time.monotonic() - started)
 
 

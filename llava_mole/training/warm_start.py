@@ -17,6 +17,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from llava_mole.errors import DataError, TrainingError
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.processing import LlavaMoleProcessor
 from llava_mole.projector import Projector
+from llava_mole.training.one_language import OneLanguage
 from llava_mole.training.recipe import WarmStartRecipe
 
 Log = Callable[[dict[str, Any]], None]
@@ -150,7 +152,10 @@ class Pairs:
     Attributes:
         pictures: each once; those with an answer of any of the kinds.
         vectors, mask: of their names, see `name_vectors`.
+        languages: their codes, the second axis of vectors and masks.
         others: (weight, vectors, mask) of each kind in `recipe.also`.
+        kinds: of samples that took part.
+        answered: (pictures, languages) True where there is an answer of any kind.
         centre, spread: mean (D,) and standard deviation of the names' input embeddings.
     """
 
@@ -162,6 +167,8 @@ class Pairs:
         recipe: WarmStartRecipe,
     ) -> None:
         by_picture, others = warm_start_answers(samples, recipe)
+        kinds = [recipe.kind] if isinstance(recipe.kind, str) else recipe.kind
+        self.kinds = [*kinds, *recipe.also]
         every = [by_picture, *others.values()]
         self.pictures = list(dict.fromkeys(picture for known in every for picture in known))
         languages = sorted({one for known in every for by in known.values() for one in by})
@@ -170,8 +177,10 @@ class Pairs:
             known = [answers.get(picture, {}) for picture in self.pictures]
             return name_vectors(model, processor, known, languages)
 
+        self.languages = languages
         self.vectors, self.mask = vectors(by_picture)
         self.others = [(recipe.also[kind], *vectors(known)) for kind, known in others.items()]
+        self.answered = torch.stack([self.mask, *(mask for _, _, mask in self.others)]).any(0)
         names = {name for known in by_picture.values() for name in known.values()}
         tokens = [token for name in names for token in processor.question_ids(name)]
         self.centre, self.spread = embedding_statistics(model, tokens)
@@ -264,6 +273,11 @@ def random_channels(features: Tensor, share: float, generator: torch.Generator) 
     return features * (kept / share).to(features)
 
 
+def in_language(mask: Tensor, chosen: Tensor | None) -> Tensor:
+    """(K, languages): of the answers there are, those in the language drawn; None: in any."""
+    return mask if chosen is None else mask & chosen
+
+
 def draw_pictures(rng: np.random.Generator, total: int, count: int, hard_share: float) -> Any:
     """Indices of one step: some pictures at random, the rest in runs of neighbours.
 
@@ -291,6 +305,58 @@ def draw_drawing(
     return drawings[1 + int(rng.integers(len(drawings) - 1))]
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a step is graded by.
+
+    Attributes:
+        loss: what is minimised, with all its terms.
+        contrastive, away: two of them; away is 1 - cosine to the names.
+        std: of the tokens around the names' centre.
+        vectors, names, named: of the step's pictures, as `contrastive_loss` takes them.
+    """
+
+    loss: Tensor
+    contrastive: Tensor
+    away: Tensor
+    std: Tensor
+    vectors: Tensor
+    names: Tensor
+    named: Tensor
+
+
+def objective(
+    tokens: Tensor,
+    pairs: Pairs,
+    rows: Any,
+    chosen: Tensor | None,
+    scale: Tensor,
+    recipe: WarmStartRecipe,
+) -> Objective:
+    """Contrast, pull towards names and other answers, and scale.
+
+    Args:
+        tokens: (K, P, D) visual tokens of a step's pictures, float32.
+        rows: (K,) which of the pairs' pictures they are.
+        chosen: (K, languages) the languages that count; None: all.
+        scale: scalar, one over the temperature.
+    """
+    device = tokens.device
+    vectors = tokens.mean(1) - pairs.centre
+    names = pairs.vectors[rows].to(device)
+    named = in_language(pairs.mask[rows], chosen).to(device)
+    contrastive = contrastive_loss(vectors, names, named, scale)
+    away = alignment_loss(vectors, names, named)
+    pull = recipe.alignment_weight * away
+    for weight, answers, answered in pairs.others:
+        some = in_language(answered[rows], chosen).to(device)
+        if some.any():
+            pull = pull + weight * alignment_loss(vectors, answers[rows].to(device), some)
+    std = (tokens - pairs.centre).std()
+    penalty = recipe.scale_weight * (std / pairs.spread).log().pow(2)
+    return Objective(contrastive + pull + penalty, contrastive, away, std, vectors, names, named)
+
+
 def warm_start(
     model: LlavaMoleForConditionalGeneration,
     processor: LlavaMoleProcessor,
@@ -302,12 +368,13 @@ def warm_start(
     seed: int,
     variants: Mapping[Any, Sequence[Path]] | None = None,
     time_budget: float | None = None,
+    language_weights: Mapping[str, float] | None = None,
     log: Log | None = None,
 ) -> dict[str, float]:
-    """Train the projector in place.
+    """Train the projector in place; with `recipe.one_language` Parrot too, if the model has it.
 
     Args:
-        model: its projector is trained, the rest is only read.
+        model: what it trains is named above, the rest is only read.
         processor: of the model.
         samples: those of kind `recipe.kind` give the names.
         features: paths -> (N, 1 + P, D_v).
@@ -316,6 +383,7 @@ def warm_start(
         seed: of order and noise.
         variants: other drawings of a picture.
         time_budget: seconds.
+        language_weights: of `recipe.one_language`, see `OneLanguage`.
         log: called every 25 steps.
 
     Returns:
@@ -324,16 +392,22 @@ def warm_start(
     started = time.monotonic()
     assert isinstance(model.projector, Projector)
     pairs = Pairs(model, processor, samples, recipe)
-    pictures, vectors, mask = pairs.pictures, pairs.vectors, pairs.mask
-    centre, target_std = pairs.centre, pairs.spread
-    drawings = [[path, *(variants or {}).get(path, ())] for path in pictures]
-    model.projector.match_scale(features([d[0] for d in drawings[:64]])[:, 1:], centre, target_std)
+    drawings = [[path, *(variants or {}).get(path, ())] for path in pairs.pictures]
+    first = features([d[0] for d in drawings[:64]])[:, 1:]
+    model.projector.match_scale(first, pairs.centre, pairs.spread)
 
     model.projector.train()
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng((seed, 2))
     log_scale = nn.Parameter(torch.tensor(-math.log(recipe.temperature)))
-    parameters = list(model.projector.parameters())
+    parrot = model.parrot if recipe.one_language else None
+    drawing = None
+    if recipe.one_language:
+        drawing = OneLanguage(
+            processor, samples, pairs.kinds, pairs.pictures, pairs.answered, pairs.languages,
+            language_weights,
+        )  # fmt: skip
+    parameters = [*model.projector.parameters(), *(parrot.parameters() if parrot else ())]
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(
@@ -350,40 +424,32 @@ def warm_start(
         rate = recipe.learning_rate * min(1, (step + 1) / 20) * (1 - progress)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
-        rows = draw_pictures(rng, len(pictures), recipe.pictures_per_step, recipe.hard_share)
+        rows = draw_pictures(rng, len(pairs.pictures), recipe.pictures_per_step, recipe.hard_share)
         paths = [draw_drawing(rng, drawings[r], recipe.variant_share) for r in rows]
-        x = random_tokens(features(paths)[:, 1:], 1 - recipe.token_dropout, generator)
+        seen = features(paths)
+        x = random_tokens(seen[:, 1:], 1 - recipe.token_dropout, generator)
         x = x.to(model.device).float()
         if recipe.feature_noise:
             noise = torch.randn(x.shape, generator=generator).to(x.device)
             x = x + recipe.feature_noise * x.std() * noise
         x = random_channels(x, 1 - recipe.channel_dropout, generator)
+        chosen, questions = drawing.draw(rng, rows) if drawing else (None, [])
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=x.device.type == "cpu"):
             projected = model.projector(x)
-        projected = projected.float()
-        vector = projected.mean(1)
-        vector = vector - centre
+            if parrot is not None:
+                summary = model.projector(seen[:, :1].to(x)).squeeze(1)
+                text = [one.to(x.device) for one in processor.steering(questions).values()]
+                projected = parrot(projected, summary, *model.steering(len(x), *text))
         scale = log_scale.exp().clamp(max=100.0)
-        named_rows = vectors[rows].to(vector.device)
-        named = mask[rows].to(vector.device)
-        loss = contrastive_loss(vector, named_rows, named, scale)
-        away = alignment_loss(vector, named_rows, named)
-        pull = recipe.alignment_weight * away
-        for weight, answer_vectors, answered in pairs.others:
-            some = answered[rows].to(vector.device)
-            if some.any():
-                answer_rows = answer_vectors[rows].to(vector.device)
-                pull = pull + weight * alignment_loss(vector, answer_rows, some)
-        std = (projected - centre).std()
-        penalty = recipe.scale_weight * (std / target_std).log().pow(2)
+        found = objective(projected.float(), pairs, rows, chosen, scale, recipe)
         optimizer.zero_grad(set_to_none=True)
-        (loss + pull + penalty).backward()
+        found.loss.backward()
         optimizer.step()
         if step % 25 == 0 or step == steps - 1:
             last = {
-                "loss_contrastive": loss.item(),
-                "cosine": 1 - away.item(),
-                "accuracy": naming_accuracy(vector.detach(), named_rows, named),
+                "loss_contrastive": found.contrastive.item(),
+                "cosine": 1 - found.away.item(),
+                "accuracy": naming_accuracy(found.vectors.detach(), found.names, found.named),
             }
             if not math.isfinite(last["loss_contrastive"]):
                 raise TrainingError(
@@ -392,6 +458,6 @@ def warm_start(
                     f"raise warm_start.temperature (now {recipe.temperature:g})"
                 )
             if log is not None:
-                log({"step": step, **last, "scale_ratio": std.item() / target_std})
+                log({"step": step, **last, "scale_ratio": found.std.item() / pairs.spread})
     model.projector.eval()
     return {**last, "seconds": time.monotonic() - started}

@@ -1,0 +1,104 @@
+"""A warm start in which a picture is pulled to one language at a time, that of a question about it.
+
+So Parrot can take part in it: its experts learn which way a picture's tokens go for each language
+from answers' embeddings alone, a step of which costs no pass of the language model, while the
+picture's other languages don't pull at the same time. Languages are drawn by their weights, so a
+mixture that is mostly English is so from the first stage on.
+
+This is ours: the paper's first stage trains the projector alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llava_mole.data.sample import ImageRef, Sample
+from llava_mole.errors import DataError
+from llava_mole.processing import LlavaMoleProcessor, message_text
+
+
+def questions_of_pictures(
+    samples: Sequence[Sample], kinds: Sequence[str]
+) -> dict[tuple[ImageRef, str], list[list[dict[str, Any]]]]:
+    """(picture, language) -> what is asked about it: conversations that end before an answer."""
+    found = defaultdict(list)
+    for sample in samples:
+        if sample.metadata.get("kind", "") in kinds and len(sample.images) == 1:
+            messages = sample.messages()
+            asked = messages[: [m["role"] for m in messages].index("assistant")]
+            found[sample.images[0], sample.language].append(asked)
+    return found
+
+
+class OneLanguage:
+    """Draws a language for each picture of a step, and a question in it.
+
+    Args:
+        processor: says what of a question steers a picture.
+        samples: whose questions are asked; of `kinds` alone.
+        pictures: N of them.
+        answered: (N, languages) True where a picture has an answer.
+        languages: their codes, in that order.
+        weights: code -> how often it is drawn among the languages that a picture has; None: alike.
+
+    Raises:
+        DataError: a picture has answers, but in languages of weight 0 alone.
+    """
+
+    def __init__(
+        self,
+        processor: LlavaMoleProcessor,
+        samples: Sequence[Sample],
+        kinds: Sequence[str],
+        pictures: Sequence[ImageRef],
+        answered: Tensor,
+        languages: Sequence[str],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.processor, self.pictures, self.languages = processor, pictures, languages
+        self.asked = questions_of_pictures(samples, kinds)
+        self.steers: dict[str, list[int]] = {}  # many pictures are asked the same
+        each = [1.0 if weights is None else float(weights.get(one, 0)) for one in languages]
+        self.chance = answered.double().numpy() * each
+        total = self.chance.sum(1, keepdims=True)
+        if not total.all():
+            picture = pictures[int(np.flatnonzero(total == 0)[0])]
+            name = picture if isinstance(picture, Path) else "a picture of a table"
+            raise DataError(
+                f"{name}: has answers in languages of weight 0 alone; give one of them a weight "
+                "in data.language_weights, or leave such samples out (data.sources: keep)"
+            )
+        self.chance /= total
+
+    def draw(self, rng: np.random.Generator, rows: Sequence[int]) -> tuple[Tensor, list[list[int]]]:
+        """One language a picture, and what of a question in it steers the picture.
+
+        Args:
+            rows: K pictures.
+
+        Returns:
+            (K, languages), True at the language; and K lists of tokens.
+        """
+        chosen = torch.zeros(len(rows), len(self.languages), dtype=torch.bool)
+        questions = []
+        for place, row in enumerate(rows):
+            column = int(rng.choice(len(self.languages), p=self.chance[row]))
+            chosen[place, column] = True
+            known = self.asked[self.pictures[row], self.languages[column]]
+            questions.append(self.steering(known[int(rng.integers(len(known)))]))
+        return chosen, questions
+
+    def steering(self, messages: list[dict[str, Any]]) -> list[int]:
+        """As for a row that a language stage trains on."""
+        text = "\n".join(message_text(message) for message in messages)
+        if text not in self.steers:
+            encoded = self.processor.encode(messages, add_generation_prompt=True)
+            (self.steers[text],) = encoded.questions
+        return self.steers[text]
