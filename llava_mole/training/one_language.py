@@ -21,20 +21,31 @@ from torch import Tensor
 
 from llava_mole.data.sample import ImageRef, Sample
 from llava_mole.errors import DataError
-from llava_mole.processing import LlavaMoleProcessor, message_text
+from llava_mole.processing import LlavaMoleProcessor
 
 
 def questions_of_pictures(
     samples: Sequence[Sample], kinds: Sequence[str]
-) -> dict[tuple[ImageRef, str], list[list[dict[str, Any]]]]:
-    """(picture, language) -> what is asked about it: conversations that end before an answer."""
-    found = defaultdict(list)
+) -> tuple[dict[tuple[ImageRef, str], list[int]], list[list[dict[str, Any]]]]:
+    """What is asked about each picture, in each language.
+
+    Returns:
+        (picture, language) -> numbers of questions; and those questions, each once however many
+        pictures share it, as conversations that end before the answer.
+    """
+    numbers: dict[str, int] = {}
+    questions: list[list[dict[str, Any]]] = []
+    asked: dict[tuple[ImageRef, str], list[int]] = defaultdict(list)
     for sample in samples:
-        if sample.metadata.get("kind", "") in kinds and len(sample.images) == 1:
-            messages = sample.messages()
-            asked = messages[: [m["role"] for m in messages].index("assistant")]
-            found[sample.images[0], sample.language].append(asked)
-    return found
+        if sample.metadata.get("kind", "") not in kinds or len(sample.images) != 1:
+            continue
+        end = [turn.role for turn in sample.turns].index("assistant")
+        text = repr([(turn.role, turn.text) for turn in sample.turns[:end]])
+        if text not in numbers:
+            numbers[text] = len(questions)
+            questions.append(sample.messages()[:end])
+        asked[sample.images[0], sample.language].append(numbers[text])
+    return asked, questions
 
 
 class OneLanguage:
@@ -63,8 +74,8 @@ class OneLanguage:
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.processor, self.pictures, self.languages = processor, pictures, languages
-        self.asked = questions_of_pictures(samples, kinds)
-        self.steers: dict[str, list[int]] = {}  # many pictures are asked the same
+        self.asked, self.questions = questions_of_pictures(samples, kinds)
+        self.steers: dict[int, list[int]] = {}
         each = [1.0 if weights is None else float(weights.get(one, 0)) for one in languages]
         self.chance = answered.double().numpy() * each
         total = self.chance.sum(1, keepdims=True)
@@ -95,10 +106,9 @@ class OneLanguage:
             questions.append(self.steering(known[int(rng.integers(len(known)))]))
         return chosen, questions
 
-    def steering(self, messages: list[dict[str, Any]]) -> list[int]:
-        """As for a row that a language stage trains on."""
-        text = "\n".join(message_text(message) for message in messages)
-        if text not in self.steers:
-            encoded = self.processor.encode(messages, add_generation_prompt=True)
-            (self.steers[text],) = encoded.questions
-        return self.steers[text]
+    def steering(self, number: int) -> list[int]:
+        """Of a question, as for a row that a language stage trains on."""
+        if number not in self.steers:
+            encoded = self.processor.encode(self.questions[number], add_generation_prompt=True)
+            (self.steers[number],) = encoded.questions
+        return self.steers[number]
