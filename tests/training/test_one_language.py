@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from llava_mole.configuration import ParrotConfig
-from llava_mole.data.sample import Sample, Turn
+from llava_mole.data.sample import Sample
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.features import FeatureStore
 from llava_mole.training.history import rates
@@ -20,12 +19,9 @@ from llava_mole.training.one_language import OneLanguage
 from llava_mole.training.recipe import WarmStartRecipe
 from llava_mole.training.schema import load_recipe
 from llava_mole.training.warm_start import name_vectors, names_of_pictures, warm_start
+from tests.training.colours import named_colours
 
 QUESTIONS = {"de": "Welche Farbe?", "tr": "Hangi renk?"}
-NAMES = {
-    "red": ("rot", "kızıl"), "blue": ("blau", "mavi"), "green": ("grün", "yeşil"),
-    "white": ("weiß", "beyaz"), "black": ("schwarz", "siyah"), "yellow": ("gelb", "sarı"),
-}  # fmt: skip
 RECIPE = WarmStartRecipe(
     one_language=True, pictures_per_step=6, feature_noise=0.05, token_dropout=0.25
 )
@@ -35,14 +31,7 @@ RECIPE = WarmStartRecipe(
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """Six colours, named in two languages."""
     root = tmp_path_factory.mktemp("colours")
-    made = []
-    for colour, names in NAMES.items():
-        path = root / f"{colour}.png"
-        Image.new("RGB", (16, 16), colour).save(path)
-        for language, name in zip(QUESTIONS, names, strict=True):
-            turns = (Turn("user", f"<image>\n{QUESTIONS[language]}"), Turn("assistant", name))
-            made.append(Sample(turns, (path,), "colours", language, "x:1", {"kind": "naming"}))
-    return made
+    return named_colours(root, QUESTIONS)
 
 
 def parts(tiny_model: Callable[..., Any], condition_on: str | None) -> tuple[Any, Any, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 
 from llava_mole.data.sample import Sample, Turn
@@ -28,11 +27,8 @@ from llava_mole.training.warm_start import (
     random_channels,
     warm_start,
 )
+from tests.training.colours import NAMES, named_colours
 
-NAMES = {
-    "red": ("rot", "kızıl"), "blue": ("blau", "mavi"), "green": ("grün", "yeşil"),
-    "white": ("weiß", "beyaz"), "black": ("schwarz", "siyah"), "yellow": ("gelb", "sarı"),
-}  # fmt: skip
 KNOBS = ("alignment_weight", "also", "pictures_per_step")
 RECIPE = WarmStartRecipe(pictures_per_step=6, feature_noise=0.05, token_dropout=0.25)
 
@@ -40,14 +36,7 @@ RECIPE = WarmStartRecipe(pictures_per_step=6, feature_noise=0.05, token_dropout=
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     root = tmp_path_factory.mktemp("colours")
-    made = []
-    for colour, names in NAMES.items():
-        path = root / f"{colour}.png"
-        Image.new("RGB", (16, 16), colour).save(path)
-        for language, name in zip(("de", "tr"), names, strict=True):
-            turns = (Turn("user", "<image>\n?"), Turn("assistant", name))
-            made.append(Sample(turns, (path,), "colours", language, "x:1", {"kind": "naming"}))
-    return made
+    return named_colours(root, {"de": "?", "tr": "?"})
 
 
 @pytest.fixture
