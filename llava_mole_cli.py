@@ -14,7 +14,10 @@ def main() -> int:
     from llava_mole.cli import main as command_line
 
     gc.enable()
-    return command_line()
+    code = command_line()
+    from llava_mole.exiting import end
+
+    return end(code)
 
 
 if __name__ == "__main__":

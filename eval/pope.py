@@ -17,6 +17,7 @@ from __future__ import annotations
 from llava_mole.evaluation import command
 from llava_mole.evaluation.benchmark import Benchmark, PublishedFile
 from llava_mole.evaluation.protocol import Protocol
+from llava_mole.exiting import end
 
 BENCHMARK = Benchmark(
     name="pope",
@@ -36,4 +37,4 @@ BENCHMARK = Benchmark(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(command.main(BENCHMARK, __doc__ or ""))
+    raise SystemExit(end(command.main(BENCHMARK, __doc__ or "")))

@@ -470,4 +470,6 @@ def chat(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from llava_mole.exiting import end
+
+    raise SystemExit(end(main()))

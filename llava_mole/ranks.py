@@ -110,8 +110,8 @@ def quiet() -> None:
 
 
 def leave() -> None:
-    """Leave the group when the work is done, all together: the threads of a rank whose peers are
-    gone may abort it while it ends. A collective; a no-op without a group."""
+    """Leave the group when the work is done, all together: a thread of gloo whose peers are gone
+    may abort its process. A collective; a no-op without a group."""
     if distributed.is_initialized():
         barrier()
         distributed.destroy_process_group()

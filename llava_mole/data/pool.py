@@ -32,7 +32,7 @@ class Samples(Protocol):
 
 
 class ListedSamples:
-    """Samples in memory as a source.
+    """Samples in memory as a source. A mixture's order does not hang on where their pictures lie.
 
     Args:
         samples: of one source.
@@ -56,8 +56,10 @@ class ListedSamples:
             return codes[names].setdefault(value, len(codes[names]))
 
         kinds = [code("kinds", str(s.metadata.get("kind", ""))) for s in self.samples]
+        pictures: dict[int, int] = {}
+        groups = [group_of(s, i, ".") for i, s in enumerate(self.samples)]
         return SourceIndex(
-            group=np.array([group_of(s, i, ".") for i, s in enumerate(self.samples)], np.uint64),
+            group=np.array([pictures.setdefault(g, len(pictures)) for g in groups], np.uint64),
             domain=np.array([code("domains", s.domain) for s in self.samples], np.int16),
             language=np.array([code("languages", s.language) for s in self.samples], np.int16),
             kind=np.array(kinds, np.int16),

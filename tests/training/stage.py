@@ -29,6 +29,7 @@ from llava_mole.data.mixture import Mixture
 from llava_mole.data.pool import ListedSamples, Pool
 from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import Sample, Turn
+from llava_mole.exiting import end
 from llava_mole.mole import MoleConfig
 from llava_mole.training.log import gathered
 from llava_mole.training.parallel import Placed
@@ -242,3 +243,4 @@ def main(out: str, options: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)

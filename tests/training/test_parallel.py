@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from llava_mole import LlavaMoleForConditionalGeneration
 from llava_mole.errors import CheckpointError
+from llava_mole.mole.router import Router
 from llava_mole.training.log import gathered
 from llava_mole.training.resume import mark_checkpoint, read_mark
 from llava_mole.training.trainer import StageTrainer
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 ALL = {**RATES, "parrot": 0.05, "vision": 0.02}
 MIXED: dict[str, Any] = {"texts": 3, "parrot": True, "rates": ALL}
 # An epsilon of AdamW at which a gradient's last bits do not decide on a step.
-ADAM = {"optim": "adamw_torch", "adam_epsilon": 1e-2}
+ADAM = {"optim": "adamw_torch", "adam_epsilon": 3e-2}
 RESUMED = {**MIXED, **ADAM, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 DROPOUT: dict[str, Any] = {**RESUMED, "dropout": 0.3}
 FSDP: dict[str, Any] = {"fsdp": True}
@@ -129,8 +130,24 @@ def one(
             found[name] = found[same]
             continue
         found[name] = stage(tmp_path_factory.mktemp("one"), **own, **options)
+        margins = watch_choices(found[name].model)
         found[name].train()
+        found[name].closest_choice = min(margins)
     return found
+
+
+def watch_choices(model: torch.nn.Module) -> list[float]:
+    """Filled by every router's call: how far the first expert was ahead of the second, at least."""
+    margins: list[float] = []
+
+    def note(_: Router, inputs: Any, route: Any) -> None:
+        first, second = route.probs.detach().float().topk(2, dim=-1).values.unbind(-1)
+        margins.append((first - second).min().item())
+
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(note)
+    return margins
 
 
 def history(trainer: StageTrainer) -> list[dict[str, Any]]:
@@ -141,16 +158,22 @@ EXACT = [name for name in ALONE if "bfloat16" not in name]
 
 
 @pytest.mark.parametrize("name", EXACT)
+def test_no_choice_of_an_expert_hangs_on_rounding(name: str, one: dict[str, StageTrainer]) -> None:
+    """What the comparison below stands on: a token that two experts tie for may go to either, and
+    all after it differs. Change a rate of the run if this fails."""
+    assert one[name].closest_choice > 2e-4
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_two_processes_train_what_one_trains(
     name: str, two: Path, one: dict[str, StageTrainer]
 ) -> None:
-    """Weights after three steps of SGD: float32 sums in another order. They lie 4e-6 apart at most,
-    1.3e-5 in a process in which other tests had run before, of steps of 1e-2."""
+    """Weights after three steps of SGD, or four of AdamW: float32 sums in another order."""
     expected = weights(one[name])
     found = load_file(two / name / "weights.safetensors")
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        assert_close(found[key], value, rtol=1e-4, atol=4e-5, msg=lambda m, k=key: f"{k}: {m}")
+        assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
     logged = json.loads((two / name / "log.json").read_text())
     expected_log = history(one[name])
     assert [entry["step"] for entry in logged] == [entry["step"] for entry in expected_log]
@@ -228,7 +251,7 @@ def test_one_process_goes_on_where_two_stopped(
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     expected = weights(one[name])
     for key, value in weights(trainer).items():
-        assert_close(value, expected[key], rtol=1e-4, atol=4e-5, msg=lambda m, k=key: f"{k}: {m}")
+        assert_close(value, expected[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
