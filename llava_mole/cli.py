@@ -336,8 +336,8 @@ def check_readable(config: Path, what: str = "recipe") -> None:
 
 def wanted_workers(args: argparse.Namespace) -> int:
     """Processes to start for a command that trains; the recipe is checked on the way."""
-    from llava_mole import ranks
     from llava_mole.clone import repository_file
+    from llava_mole.training.checks import workers_of
     from llava_mole.training.schema import load_recipe
 
     if args.command == "sweep":
@@ -347,7 +347,7 @@ def wanted_workers(args: argparse.Namespace) -> int:
     if args.command == "train" and args.dry_run:
         return 1
     path = args.config or repository_file("configs/starter.yaml")
-    return ranks.affordable(load_recipe(path, args.overrides).workers)
+    return workers_of(load_recipe(path, args.overrides))
 
 
 def quickstart(args: argparse.Namespace) -> int:

@@ -110,15 +110,15 @@ def wanted_workers(args: argparse.Namespace) -> int:
     """Processes that one run is shared by; a sweep itself is one."""
     if args.one is None:
         return 1
-    from llava_mole import ranks
     from llava_mole.sweeping.one_run import watch_sweep
     from llava_mole.sweeping.plan import plan_runs
+    from llava_mole.training.checks import workers_of
 
     watch_sweep()
     sweep = load(args)
     arm, seed = one_of(sweep, args.one)
     (run,) = plan_runs(sweep, args.file, arms=[arm], seeds=[seed])
-    return ranks.affordable(run.recipe.workers)
+    return workers_of(run.recipe)
 
 
 def run(args: argparse.Namespace) -> int:

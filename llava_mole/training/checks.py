@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_mole import quantization, starting
+from llava_mole import quantization, ranks, starting
 from llava_mole.attention import mask_problem
 from llava_mole.building import DEFAULT_TEMPLATE, ModelRecipe
 from llava_mole.data.shares import PlannedSource, mixture_problems
@@ -318,3 +318,32 @@ def check_weights(weights: dict[str, float], path: str) -> list[str]:
         for kind, weight in weights.items()
         if not (math.isfinite(weight) and weight >= 0)
     ]
+
+
+def rows_per_process(stage: StageRecipe, processes: int) -> int:
+    """A micro-batch's rows, shared among all processes, whoever starts them.
+
+    Raises:
+        ConfigError: they cannot be shared evenly.
+    """
+    if stage.pictures_per_step % processes:
+        nearest = -(-stage.pictures_per_step // processes) * processes
+        raise ConfigError(
+            f"stages.{stage.name}.pictures_per_step={stage.pictures_per_step} is of all processes "
+            f"together and cannot be shared by {processes}: choose a multiple, such as "
+            f"{nearest}, or another number of processes"
+        )
+    return stage.pictures_per_step // processes
+
+
+def workers_of(recipe: Recipe) -> int:
+    """How many processes this machine starts for a recipe.
+
+    Raises:
+        ConfigError: they cannot share a stage's rows evenly: said before any is started.
+    """
+    processes = ranks.affordable(recipe.workers)
+    for stage in recipe.stages:
+        if stage.kind == "language":
+            rows_per_process(stage, processes)
+    return processes

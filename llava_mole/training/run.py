@@ -40,6 +40,7 @@ from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
 from llava_mole.starting import switch_parrot_on
 from llava_mole.training import hub_push
+from llava_mole.training.checks import rows_per_process
 from llava_mole.training.data import TrainingData, read_stages, stage_rows
 from llava_mole.training.ending import Ended, told_to_end
 from llava_mole.training.environment import check_environment
@@ -122,7 +123,7 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         return TrainingArguments(
             output_dir=str(folder),
             max_steps=stage.steps,
-            per_device_train_batch_size=rows_per_process(recipe, stage),
+            per_device_train_batch_size=rows_per_process(stage, ranks.size()),
             seed=recipe.seed,
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
@@ -282,27 +283,10 @@ def write_left_out(left_out: Sequence[tuple[str, str, int]], path: Path) -> None
         file.write("\n".join(lines) + "\n")
 
 
-def rows_per_process(recipe: Recipe, stage: StageRecipe) -> int:
-    """A micro-batch's rows, shared among all processes, whoever started them.
-
-    Raises:
-        ConfigError: they cannot be shared evenly.
-    """
-    processes = ranks.size()
-    if stage.pictures_per_step % processes:
-        nearest = -(-stage.pictures_per_step // processes) * processes
-        raise ConfigError(
-            f"stages.{stage.name}.pictures_per_step={stage.pictures_per_step} is of all processes "
-            f"together and cannot be shared by {processes}: choose a multiple, such as "
-            f"{nearest}, or another number of processes"
-        )
-    return stage.pictures_per_step // processes
-
-
 def rows_per_step(recipe: Recipe, stage: StageRecipe) -> int:
     """Rows of an optimizer step, all processes and accumulated micro-batches together."""
     accumulated = {**recipe.training, **stage.training}.get("gradient_accumulation_steps", 1)
-    return rows_per_process(recipe, stage) * ranks.size() * int(accumulated)
+    return rows_per_process(stage, ranks.size()) * ranks.size() * int(accumulated)
 
 
 def run_stage(

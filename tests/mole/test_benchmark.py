@@ -29,18 +29,18 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "arms"),
     [
-        "step",
-        pytest.param("layer", marks=pytest.mark.thorough),
-        pytest.param("decode", marks=pytest.mark.thorough),
+        ("step", ["base", "peft", "E4"]),
+        pytest.param("step", ARMS, marks=pytest.mark.thorough),
+        pytest.param("layer", ARMS, marks=pytest.mark.thorough),
+        pytest.param("decode", ARMS[1:5], marks=pytest.mark.thorough),
     ],
 )
 def test_every_arm_is_timed_beside_pefts_lora(
-    script: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, kind: str, arms: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    arms = ARMS[1:5] if kind == "decode" else ARMS
     values = ["--size", "smollm2-135m", "--batch", "2", "--length", "8", "--rounds", "2"]
     values += ["--vocabulary", "64", "--out", str(tmp_path), "--arms", *arms]
     monkeypatch.setattr(sys, "argv", ["mole_step.py", kind, *values])

@@ -16,7 +16,7 @@ import yaml
 from tests.fake_hub import FakeHub, commit_of
 
 FETCH = """
-import sys
+import llava_mole_cli  # as the shell's command does: no part is imported before it is needed
 from llava_mole.errors import CheckpointError
 from llava_mole.hub import fetch
 for words in {asked!r}:

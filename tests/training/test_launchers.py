@@ -112,7 +112,7 @@ def test_every_launcher_trains_what_one_process_trains(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher", ["workers", pytest.param("torchrun", marks=pytest.mark.thorough)]
+    "launcher", [pytest.param(name, marks=pytest.mark.thorough) for name in ("workers", "torchrun")]
 )
 def test_an_error_on_one_rank_ends_all_with_one_message(
     launcher: str, recipe_file: Path, data: Path

@@ -202,17 +202,21 @@ def test_workers_stop_together_when_time_is_up(recipe_file: Path, tmp_path: Path
 def test_a_worker_that_fails_ends_the_run_and_is_heard(
     recipe_file: Path, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (data / "images" / "3.png").write_bytes(b"not a picture")
+    (data / "images" / "3.png").write_bytes(b"not a picture")  # the second one's: 1, 3, ...
     assert main(["train", "--config", str(recipe_file), "workers=2"]) == 2
-    assert "3.png" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "3.png" in said
+    assert said.count("llava-mole train: ") == 1
+    assert "llava_mole/cli.py" not in said  # no traceback of ours
 
 
-def test_rows_that_workers_cannot_share_are_refused(
-    recipe_file: Path, capfd: pytest.CaptureFixture[str]
+def test_rows_that_workers_cannot_share_are_refused_before_one_is_started(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["workers=2", "stages.instruct.pictures_per_step=3"]
     assert main(["train", "--config", str(recipe_file), *options]) == 2
-    assert "stages.instruct.pictures_per_step=3" in capfd.readouterr().err
+    assert "stages.instruct.pictures_per_step=3" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
