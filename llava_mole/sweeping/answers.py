@@ -6,7 +6,7 @@ questions, so that is checked question by question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,13 +48,17 @@ class Question:
     answer: str
 
 
+Right = dict[Question, bool]
+
+
 @dataclass
 class Answers:
     """All that was answered on a split.
 
     Attributes:
         questions: Q of them.
-        shown, withheld: (arm, seed) -> (Q,) 1 right, 0 wrong; with its picture, and without.
+        shown, withheld: (arm, seed) -> (Q,) 1 right, 0 wrong, nan not asked for it is in a domain
+            that its arm is not scored on; with its picture, and without.
         orders: (arm, seed) -> what the run drew (`order.py`).
         runs: (arm, seed) -> done.json.
         other_data: arm -> why its samples differ, where it says so.
@@ -137,36 +141,29 @@ def read_answers(sweep: Sweep, split: str) -> Answers:
         CheckpointError: a file of a run cannot be read.
     """
     found = Answers(split)
-    first = ""
+    runs: dict[tuple[str, int], dict[str, Right]] = {}
     for arm in sweep.arm_names():
         for seed in sweep.seeds:
             folder = run_folder(sweep.out, arm, seed)
             done = read_json(folder / DONE)
             marks = scored(folder, split)
-            lacking = set(sweep.evaluate.domains) - set(marks["domains"])
+            lacking = set(sweep.domains_of(arm)) - set(marks["domains"])
             if done is None or lacking:
                 continue
             if marks["settings"] != settings_of(sweep):
                 found.stale.append(run_name(arm, seed))
             files = [read_json(folder / name) for name in (RUN, TRAINED)]
             check_one_run(run_name(arm, seed), files, done)
-            questions, shown, withheld = read_run(sweep, arm, seed, split)
-            if not found.questions:
-                found.questions, first = questions, run_name(arm, seed)
-            elif questions != found.questions:
-                raise DataError(
-                    f"{run_name(arm, seed)} was asked other questions on {split} than {first}: "
-                    f"{what_differs(found.questions, questions)}. Were the question files built "
-                    "anew, or `evaluate` changed, between them? The same command with --split "
-                    f"{split} scores anew what is out of date"
-                )
-            found.shown[arm, seed] = shown
-            if withheld is not None:
-                found.withheld[arm, seed] = withheld
+            runs[arm, seed] = read_run(sweep, arm, seed, split)
             found.orders[arm, seed] = read_json(folder / ORDER) or {"digest": None}
             found.runs[arm, seed] = done
             started = read_lines(folder / ATTEMPTS)
             found.attempts[arm, seed] = sum(line["trains"] for line in started)
+    found.questions = same_questions(sweep, {key: run[SHOWN] for key, run in runs.items()}, split)
+    for key, run in runs.items():
+        found.shown[key] = in_order(run[SHOWN], found.questions)
+        if sweep.evaluate.withheld:
+            found.withheld[key] = in_order(run[WITHHELD], found.questions)
     found.declare(sweep)
     found.scorings = read_lines(sweep.out / TEST_SCORINGS)
     return found
@@ -179,29 +176,51 @@ def check_one_run(name: str, files: Sequence[dict[str, Any] | None], done: dict[
         raise DataError(f"{name}: its files are of several recipes ({', '.join(sorted(digests))})")
 
 
-def read_run(
-    sweep: Sweep, arm: str, seed: int, split: str
-) -> tuple[tuple[Question, ...], Scores, Scores | None]:
-    """(questions, right with the picture, right without), in an order that all runs share."""
-    rows: list[tuple[Question, Prediction]] = []
-    for domain in sweep.evaluate.domains:
+def read_run(sweep: Sweep, arm: str, seed: int, split: str) -> dict[str, Right]:
+    """Condition -> question -> whether it was right, in the domains that the arm is scored on."""
+    found: dict[str, Right] = {SHOWN: {}, WITHHELD: {}}
+    for domain in sweep.domains_of(arm):
         path = split_folder(run_folder(sweep.out, arm, seed), split) / f"{domain}.jsonl"
         if not path.is_file():
             raise DataError(f"{path}: missing, though {run_name(arm, seed)} is scored; moved?")
-        rows += [(question_of(domain, row), row) for row in read_checked(path)]
-    both: dict[str, dict[Question, bool]] = {SHOWN: {}, WITHHELD: {}}
-    for question, row in rows:
-        both[row.condition][question] = row.correct
-    place = {domain: number for number, domain in enumerate(sweep.evaluate.domains)}
-    questions = sorted(
-        both[SHOWN],
-        key=lambda q: (place[q.domain], q.kind, LANGUAGES.index(q.language), q.index, q.prompt),
-    )
-    shown = np.array([both[SHOWN][question] for question in questions], dtype=float)
-    if not sweep.evaluate.withheld:
-        return tuple(questions), shown, None
-    withheld = np.array([both[WITHHELD][question] for question in questions], dtype=float)
-    return tuple(questions), shown, withheld
+        for row in read_checked(path):
+            found[row.condition][question_of(domain, row)] = row.correct
+    return found
+
+
+def same_questions(
+    sweep: Sweep, runs: Mapping[tuple[str, int], Right], split: str
+) -> tuple[Question, ...]:
+    """All questions, in an order that all runs share.
+
+    Raises:
+        DataError: in some domain two runs were asked different ones.
+    """
+    every: list[Question] = []
+    for domain in sweep.evaluate.domains:
+        first, expected = "", set[Question]()
+        for (arm, seed), run in runs.items():
+            if domain not in sweep.domains_of(arm):
+                continue
+            own = {question for question in run if question.domain == domain}
+            if not first:
+                first, expected = run_name(arm, seed), own
+            elif own != expected:
+                raise DataError(
+                    f"{run_name(arm, seed)} was asked other questions on {split} than {first}: "
+                    f"{what_differs(expected, own)}. Were the question files built "
+                    "anew, or `evaluate` changed, between them? The same command with --split "
+                    f"{split} scores anew what is out of date"
+                )
+        every += sorted(
+            expected, key=lambda q: (q.kind, LANGUAGES.index(q.language), q.index, q.prompt)
+        )
+    return tuple(every)
+
+
+def in_order(right: Right, questions: Sequence[Question]) -> Scores:
+    """(Q,) 1, 0, or nan for what was not asked."""
+    return np.array([right.get(question, np.nan) for question in questions], dtype=float)
 
 
 def question_of(domain: str, row: Prediction) -> Question:
@@ -217,8 +236,8 @@ def question_of(domain: str, row: Prediction) -> Question:
     )
 
 
-def what_differs(one: Sequence[Question], other: Sequence[Question]) -> str:
-    missing, more = set(one) - set(other), set(other) - set(one)
+def what_differs(one: set[Question], other: set[Question]) -> str:
+    missing, more = one - other, other - one
     example = next(iter(sorted(missing | more, key=lambda q: (q.domain, q.index))))
     return (
         f"{len(missing)} of {len(one)} are missing, {len(more)} are new, e.g. question "

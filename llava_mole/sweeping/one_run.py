@@ -49,7 +49,7 @@ STARTED_BY = "LLAVA_MOLE_SWEEP"
 
 def is_finished(sweep: Sweep, run: PlannedRun, split: str) -> bool:
     """Nothing is left to do."""
-    return is_done(run) and not scores_left(sweep, run.folder, split)
+    return is_done(run) and not scores_left(sweep, run, split)
 
 
 def do_run(sweep: Sweep, run: PlannedRun, *, split: str = DEVELOPMENT, again: bool = False) -> None:
@@ -81,7 +81,7 @@ def do_run(sweep: Sweep, run: PlannedRun, *, split: str = DEVELOPMENT, again: bo
         here = ranks.from_main(read_json(run.folder / TRAINED) if ranks.is_main() else None)
         if here is None:
             here = train(sweep, run)
-        if not (run.folder / "model").is_dir() and scores_left(sweep, run.folder, split):
+        if not (run.folder / "model").is_dir() and scores_left(sweep, run, split):
             raise CheckpointError(
                 f"{run.name}: its model is not there any more (keep: {sweep.keep}), and {split} "
                 "is not scored as the sweep file asks: do it anew in another output_dir with "

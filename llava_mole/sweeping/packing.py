@@ -1,7 +1,8 @@
 """A sweep's answers in two small files that may be published: who was right about which question.
 
 PACK/SPLIT.csv     a line a question: domain, language, kind, picture, index, digest of its text
-PACK/SPLIT.json    a run's marks as a string of 0 and 1, in the order of those lines; its figures
+PACK/SPLIT.json    a run's marks as a string of 0, 1 and - (not asked), in the order of those lines;
+                   its figures
 
 Every table and verdict of a report can be worked out from them (`llava-mole sweep FILE --report
 --from PACK`). Words of the questions and likelihoods of the options stay in the runs' folders: a
@@ -27,6 +28,7 @@ from llava_mole.sweeping.run_folder import read_json
 from llava_mole.sweeping.scoring import settings_of
 from llava_mole.sweeping.sweep_file import Sweep
 
+MARKS = {"0": 0.0, "1": 1.0, "-": np.nan}
 COLUMNS = ("domain", "language", "kind", "picture", "index", "prompt")
 
 
@@ -115,10 +117,10 @@ def digest(question: Question) -> str:
 
 
 def marks(right: Scores) -> str:
-    return "".join("1" if one else "0" for one in right)
+    return "".join("-" if np.isnan(one) else "1" if one else "0" for one in right)
 
 
 def scores(text: Any, count: int, path: Path) -> Scores:
-    if not isinstance(text, str) or len(text) != count or set(text) - {"0", "1"}:
-        raise DataError(f"{path}: a run's marks are not {count} of 0 and 1, one a question")
-    return np.array([float(one) for one in text])
+    if not isinstance(text, str) or len(text) != count or set(text) - set(MARKS):
+        raise DataError(f"{path}: a run's marks are not {count} of 0, 1 and -, one a question")
+    return np.array([MARKS[one] for one in text])

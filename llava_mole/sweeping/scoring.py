@@ -79,12 +79,13 @@ def scored(folder: Path, split: str) -> dict[str, Any]:
     return read_json(split_folder(folder, split) / SCORED) or {"settings": None, "domains": {}}
 
 
-def scores_left(sweep: Sweep, folder: Path, split: str) -> list[str]:
+def scores_left(sweep: Sweep, run: PlannedRun, split: str) -> list[str]:
     """Domains that are yet to be scored as the sweep file asks."""
-    found = scored(folder, split)
+    found = scored(run.folder, split)
+    wanted = sweep.domains_of(run.arm)
     if found["settings"] != settings_of(sweep):
-        return list(sweep.evaluate.domains)
-    return [domain for domain in sweep.evaluate.domains if domain not in found["domains"]]
+        return wanted
+    return [domain for domain in wanted if domain not in found["domains"]]
 
 
 def score_run(sweep: Sweep, run: PlannedRun, split: str) -> None:
@@ -96,7 +97,7 @@ def score_run(sweep: Sweep, run: PlannedRun, split: str) -> None:
     folder = run.folder
     if ranks.is_main():
         remove_leftovers(split_folder(folder, split))
-    left = ranks.from_main(scores_left(sweep, folder, split) if ranks.is_main() else None)
+    left = ranks.from_main(scores_left(sweep, run, split) if ranks.is_main() else None)
     if not left:
         return
     import torch
@@ -112,8 +113,9 @@ def score_run(sweep: Sweep, run: PlannedRun, split: str) -> None:
     processor = AutoProcessor.from_pretrained(folder / "model")
     features = feature_store(run.recipe, model, processor)  # the recipe's cache, where it has one
     asked = sweep.evaluate
-    found = scored(folder, split) if len(left) < len(asked.domains) else None
-    found = found or {"settings": settings_of(sweep), "split": split, "domains": {}}
+    found = scored(folder, split)
+    if found["settings"] != settings_of(sweep):
+        found = {"settings": settings_of(sweep), "split": split, "domains": {}}
     for domain in left:
         path = questions_file(asked, domain, split)
         options: dict[str, Any] = {} if asked.languages is None else {"languages": asked.languages}

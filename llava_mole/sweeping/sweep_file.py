@@ -45,6 +45,8 @@ class Arm:
     other_data: str | None = None
     """Why this arm's samples or their order differ ("twice the samples", "charts alone"). Without
     it a run that draws other samples than the other arms of its seed is refused."""
+    domains: list[str] | None = None
+    """Scored on these of `evaluate.domains` only, as a specialist is on its own; all if empty."""
 
 
 @dataclass
@@ -149,7 +151,14 @@ class Sweep:
         changes = dict(arm.set)
         for axis, label in zip(self.grid.values(), labels, strict=True):
             changes |= axis[label]
-        return Arm(changes, arm.about, arm.other_data)
+        return Arm(changes, arm.about, arm.other_data, arm.domains)
+
+    def domains_of(self, name: str) -> list[str]:
+        """What an arm of `arm_names` is scored on, or a composed one answers for."""
+        if name in self.composed:
+            return list(self.evaluate.domains)
+        own = self.arm(name).domains
+        return [one for one in self.evaluate.domains if own is None or one in own]
 
     def parts(self, side: str | dict[str, float]) -> dict[str, float]:
         """A side of a claim as arm or composed arm -> weight."""
@@ -227,6 +236,10 @@ def problems_of(sweep: Sweep) -> list[str]:
     if not sweep.evaluate.domains:
         problems.append("evaluate.domains: empty; name a folder that a builder in data/ wrote")
     problems += unknown(sweep.evaluate.languages, LANGUAGES, "evaluate.languages")
+    for name, one in sweep.arms.items():
+        problems += unknown(one.domains, list(sweep.evaluate.domains), f"arms.{name}.domains")
+        if one.domains == []:
+            problems.append(f"arms.{name}.domains: empty; leave the key out for all")
     arms = sweep.arm_names()
     for name, parts in sweep.composed.items():
         if name in arms:
@@ -234,6 +247,8 @@ def problems_of(sweep: Sweep) -> list[str]:
         for domain, arm in parts.items():
             problems += unknown([domain], list(sweep.evaluate.domains), f"composed.{name}")
             problems += unknown([arm], arms, f"composed.{name}.{domain}")
+            if arm in arms and domain in sweep.evaluate.domains:
+                problems += not_asked(sweep, arm, [domain], f"composed.{name}.{domain}")
         missing = [domain for domain in sweep.evaluate.domains if domain not in parts]
         if missing:
             problems.append(f"composed.{name}: whose answers count in {', '.join(missing)}?")
@@ -249,7 +264,8 @@ def problems_of(sweep: Sweep) -> list[str]:
 
 def claim_problems(sweep: Sweep, claim: Claim, path: str) -> list[str]:
     known = [*sweep.arm_names(), *sweep.composed]
-    problems = []
+    asked = sweep.evaluate
+    problems: list[str] = []
     for side in ("first", "second"):
         value = getattr(claim, side)
         if not isinstance(value, str | dict):
@@ -257,6 +273,10 @@ def claim_problems(sweep: Sweep, claim: Claim, path: str) -> list[str]:
             continue
         parts = sweep.parts(value)
         problems += unknown(list(parts), known, f"{path}.{side}")
+        wanted = [one for one in claim.domains or asked.domains if one in asked.domains]
+        for arm in parts:
+            if arm in known:
+                problems += not_asked(sweep, arm, wanted, f"{path}.{side}")
         for arm, weight in parts.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not math.isfinite(weight):
@@ -271,9 +291,8 @@ def claim_problems(sweep: Sweep, claim: Claim, path: str) -> list[str]:
                 f"{path}: the weights of the first side add up to {sums[0]:g}, of the second to "
                 f"{sums[1]:g}; they must be the same"
             )
-    problems += unknown(claim.domains, list(sweep.evaluate.domains), f"{path}.domains")
+    problems += unknown(claim.domains, list(asked.domains), f"{path}.domains")
     problems += unknown(claim.languages, LANGUAGES, f"{path}.languages")
-    asked = sweep.evaluate
     for key in ("languages", "kinds"):
         wanted, there = getattr(claim, key), getattr(asked, key)
         if wanted is not None and there is not None:
@@ -295,6 +314,14 @@ def claim_problems(sweep: Sweep, claim: Claim, path: str) -> list[str]:
     if claim.measure == "gain" and not asked.withheld:
         problems.append(f"{path}.measure=gain: needs evaluate.withheld: true")
     return problems
+
+
+def not_asked(sweep: Sweep, arm: str, domains: Sequence[str], path: str) -> list[str]:
+    own = sweep.domains_of(arm)
+    missing = [domain for domain in domains if domain not in own]
+    if not missing:
+        return []
+    return [f"{path}: {arm!r} is not scored on {', '.join(missing)} (arms.{arm}.domains)"]
 
 
 def unknown(names: Sequence[str] | None, known: Sequence[str], path: str) -> list[str]:

@@ -92,7 +92,7 @@ def marks(sweep: Sweep, answers: Answers) -> list[Mark]:
         shown = answers.arm(sweep, arm, seeds, "accuracy")
         gain = answers.arm(sweep, arm, seeds, "gain") if sweep.evaluate.withheld else None
         for by, name, part in parts:
-            if not part.any():
+            if not part.any() or np.isnan(shown[:, part]).any():  # the arm is not asked all of it
                 continue
             one = interval_of(answers, shown, part)
             low, high = max(0.0, one.low), min(1.0, one.high)

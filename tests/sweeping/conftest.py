@@ -207,7 +207,7 @@ def write_run(sweep: Sweep, arm: str, seed: int, rate: Rate, pictures: int, orde
     folder = sweep.out / "runs" / arm / f"seed-{seed}"
     lots = np.random.default_rng([seed, *arm.encode()])
     marks = {}
-    for domain in sweep.evaluate.domains:
+    for domain in sweep.domains_of(arm):
         made = []
         for number in range(pictures):
             for language in ("en", "tr"):

@@ -14,6 +14,7 @@ from llava_mole.evaluation.statistics import holm, seed_interval
 from llava_mole.sweeping.answers import read_answers
 from llava_mole.sweeping.claims import NOT_DECIDABLE, NOT_SUPPORTED, SUPPORTED, Verdict, decide
 from llava_mole.sweeping.sweep_file import Sweep, read_sweep
+from llava_mole.sweeping.tables import marks, marks_table
 
 AB = {"first": "b", "second": "a"}
 
@@ -163,6 +164,28 @@ def test_specialists_side_by_side_count_as_one_arm(written):
     assert found.verdict == SUPPORTED
     assert found.domains["shapes"][0] == pytest.approx(0.5, abs=0.1)
     assert found.domains["noise"][0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_specialist_need_not_be_scored_on_what_it_is_not_for(written):
+    """The same verdict, and no figure for a domain that it was not asked about."""
+    rate = constant(mixed=0.4, only_shapes=0.8, only_noise=0.9)
+    composed = {"specialists": {"shapes": "only_shapes", "noise": "only_noise"}}
+    claim = {"first": "specialists", "second": "mixed"}
+    alone = {name: {"other_data": "one domain alone", "domains": [name.removeprefix("only_")]}
+             for name in ("only_shapes", "only_noise")}  # fmt: skip
+    sweep = written(rate, claims={"it": claim}, composed=composed, arms={"mixed": {}, **alone})
+    answers = read_answers(sweep, "dev")
+    (found,) = decide(sweep, answers)
+    assert found.verdict == SUPPORTED
+    assert found.domains["shapes"][0] == pytest.approx(0.4, abs=0.1)
+    assert found.domains["noise"][0] == pytest.approx(0.5, abs=0.1)
+    assert len(answers.questions) == 240
+    assert np.isnan(answers.shown["only_shapes", 0]).sum() == 120
+    rows = marks(sweep, answers)
+    named = {(row.arm, row.name) for row in rows if row.by in ("all", "domain")}
+    both = {(arm, part) for arm in ("mixed", "specialists") for part in ("all", "shapes", "noise")}
+    assert named == both | {("only_shapes", "shapes"), ("only_noise", "noise")}
+    assert "| only_noise | – |" in marks_table(rows, "domain")
 
 
 def test_the_gain_is_what_the_picture_adds(written):

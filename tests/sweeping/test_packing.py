@@ -37,6 +37,16 @@ def test_the_report_is_the_same_without_the_runs(packed):
     assert json.dumps(found) == json.dumps(expected)
 
 
+def test_what_a_specialist_was_not_asked_stays_unasked(written, tmp_path):
+    alone = {"other_data": "shapes alone", "domains": ["shapes"]}
+    claim = {"first": "b", "second": "a", "domains": ["shapes"]}
+    sweep = written(rate, arms={"a": {}, "b": alone}, claims={"it": claim})
+    expected = to_json(sweep, make_report(sweep, "dev"))
+    answers = read_pack(sweep, "dev", write_pack(sweep, read_answers(sweep, "dev"), tmp_path / "p"))
+    shutil.rmtree(sweep.out)
+    assert json.dumps(to_json(sweep, make_report(sweep, "dev", answers))) == json.dumps(expected)
+
+
 def test_a_pack_has_no_words_of_the_questions(packed):
     sweep, folder = packed
     words = {w for question in read_answers(sweep, "dev").questions for w in question.texts}
@@ -69,7 +79,7 @@ def test_the_command_line_packs_and_reports(packed, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda values: values["runs"]["a/seed-0"].update(shown="01"), "not 240 of 0 and 1"),
+        (lambda values: values["runs"]["a/seed-0"].update(shown="01"), "not 240 of 0, 1 and -"),
         (lambda values: values["runs"]["a/seed-0"].pop("done"), r"no pack of a sweep .*done"),
         (lambda values: values["settings"].update(items=3), "was packed with evaluate="),
     ],

@@ -126,7 +126,7 @@ def test_runs_that_were_asked_other_questions_are_refused(written):
     path = sweep.out / "runs" / "b" / "seed-1" / "predictions" / "dev" / "noise.jsonl"
     lines = path.read_text("utf-8").splitlines()
     path.write_text("\n".join(lines[:-1]), "utf-8")
-    with pytest.raises(DataError, match=r"b/seed-1 was asked other .*1 of 240 are missing"):
+    with pytest.raises(DataError, match=r"b/seed-1 was asked other .*1 of 120 are missing"):
         make_report(sweep, "dev")
 
 

@@ -163,6 +163,17 @@ def test_questions_that_changed_are_asked_again_of_the_model_that_is_there(train
     assert all(weights(run.folder)[name].equal(value) for name, value in before.items())
 
 
+def test_a_run_is_scored_on_the_domains_of_its_arm(trained: Path) -> None:
+    sweep = edit(trained, arms__lora__domains=["noise"], evaluate__items=2, claims={})
+    _, run = planned(trained, "lora")
+    do_run(sweep, run)
+    assert is_finished(sweep, run, "dev")
+    found = json.loads((run.folder / "predictions" / "dev" / "scored.json").read_text())
+    assert list(found["domains"]) == ["noise"]
+    sweep = edit(trained, arms__lora__domains=None)
+    assert not is_finished(sweep, run, "dev")
+
+
 def test_of_a_run_nothing_but_figures_may_be_kept(trained: Path) -> None:
     sweep = edit(trained, keep="nothing")
     _, run = planned(trained, "lora")

@@ -69,6 +69,24 @@ def test_what_no_key_can_tell_alone_is_listed_too(tmp_path):
     assert any("add up to 2, of the second to 1" in line for line in lines)
 
 
+def test_an_arm_counts_only_where_it_is_scored(sweep_file):
+    path = sweep_file(
+        arms__lora__domains=["shapes"],
+        arms__moe__domains=["shapess"],
+        composed={"both": {"shapes": "lora", "noise": "lora"}},
+        claims={"all": {"first": "both", "second": "lora"},
+                "there": {"first": "both", "second": "lora", "domains": ["shapes"]}},
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        read_sweep(path)
+    said = [line.split(": ", 1)[1] for line in str(error.value).splitlines()[1:]]
+    assert said == [
+        "arms.moe.domains: unknown 'shapess'; did you mean 'shapes'?",
+        "composed.both.noise: 'lora' is not scored on noise (arms.lora.domains)",
+        "claims.all.second: 'lora' is not scored on noise (arms.lora.domains)",
+    ]
+
+
 def test_a_key_that_stands_there_twice_is_refused(sweep_file):
     path = sweep_file()
     path.write_text(path.read_text("utf-8") + "seeds: [3]\n", "utf-8")
