@@ -136,7 +136,7 @@ def gate_plot(gates: Mapping[str, tuple[Tensor, Tensor, int]], path: Path, title
     axis.set_xticks(range(len(labels)), [label or "(none)" for label in labels])
     axis.set_ylabel("weight")
     axis.set_ylim(bottom=0)
-    axis.legend(title="expert", fontsize="small", ncols=2, loc="upper right")
+    figure.legend(title="expert", fontsize="small", loc="outside right upper")  # over no bar
     axis.set_title(title)
     save(figure, path)
 
