@@ -12,12 +12,10 @@ import gc
 def main() -> int:
     gc.disable()  # modules are no garbage: looking for some takes a third of the time
     from llava_mole.cli import main as command_line
+    from llava_mole.exiting import run_to_end
 
     gc.enable()
-    code = command_line()
-    from llava_mole.exiting import end
-
-    return end(code)
+    return run_to_end(command_line)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def filled(text: str, known: dict[tuple[str, str], SweepReport]) -> str:
     """The page with its blocks written anew.
 
     Raises:
-        SystemExit: a block names no pack, or no part of a report.
+        SystemExit: a block names no pack, or no part of a report; a comment is no block.
     """
 
     def block(match: re.Match[str]) -> str:
@@ -86,6 +86,8 @@ def filled(text: str, known: dict[tuple[str, str], SweepReport]) -> str:
             raise SystemExit(f"{start.strip()}: packs are {shown}; parts {', '.join(PARTS)}")
         return f"{start}{PARTS[part](known[name, split]).rstrip()}\n{end}"
 
+    if text.count("<!--") != 2 * len(BLOCK.findall(text)):
+        raise SystemExit("a comment that is no block: <!-- NAME dev|test PART --> … <!-- end -->")
     return BLOCK.sub(block, text)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from llava_mole.evaluation import command
 from llava_mole.evaluation.benchmark import Benchmark, PublishedFile
 from llava_mole.evaluation.protocol import Protocol
-from llava_mole.exiting import end
+from llava_mole.exiting import run_to_end
 
 BENCHMARK = Benchmark(
     name="chartqa",
@@ -35,4 +35,4 @@ BENCHMARK = Benchmark(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(end(command.main(BENCHMARK, __doc__ or "")))
+    raise SystemExit(run_to_end(lambda: command.main(BENCHMARK, __doc__ or "")))

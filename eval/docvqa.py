@@ -15,7 +15,7 @@ from __future__ import annotations
 from llava_mole.evaluation import command
 from llava_mole.evaluation.benchmark import Benchmark, PublishedFile
 from llava_mole.evaluation.protocol import Protocol
-from llava_mole.exiting import end
+from llava_mole.exiting import run_to_end
 
 URL = "https://opencompass.openxlab.space/utils/VLMEval"
 MD5 = {"VAL": "d5ee77e1926ff10690d469c56b73eabf", "TEST": "6a2f28cac26ef2d3447374e8c6f6c8e9"}
@@ -39,4 +39,4 @@ BENCHMARK = Benchmark(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    raise SystemExit(end(command.main(BENCHMARK, __doc__ or "")))
+    raise SystemExit(run_to_end(lambda: command.main(BENCHMARK, __doc__ or "")))

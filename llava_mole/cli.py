@@ -337,17 +337,16 @@ def check_readable(config: Path, what: str = "recipe") -> None:
 def wanted_workers(args: argparse.Namespace) -> int:
     """Processes to start for a command that trains; the recipe is checked on the way."""
     from llava_mole.clone import repository_file
-    from llava_mole.training.checks import workers_of
     from llava_mole.training.schema import load_recipe
+    from llava_mole.training.sharing import workers_of
 
     if args.command == "sweep":
         from llava_mole.sweeping import command
 
         return command.wanted_workers(args)
-    if args.command == "train" and args.dry_run:
-        return 1
     path = args.config or repository_file("configs/starter.yaml")
-    return workers_of(load_recipe(path, args.overrides))
+    wanted = workers_of(load_recipe(path, args.overrides))
+    return 1 if args.command == "train" and args.dry_run else wanted
 
 
 def quickstart(args: argparse.Namespace) -> int:
@@ -470,6 +469,6 @@ def chat(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from llava_mole.exiting import end
+    from llava_mole.exiting import run_to_end
 
-    raise SystemExit(end(main()))
+    raise SystemExit(run_to_end(main))

@@ -6,20 +6,30 @@ import atexit
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 
-def end(code: int) -> int:
-    """The last call of a program that may be a rank: ends that one, gives any other its code back.
+def run_to_end(program: Callable[[], int]) -> int:
+    """The exit code of a program, which a rank does not return from: it ends here.
 
     A rank does all that Python does at its end, but not the taking down of the interpreter: a
     thread of torch or gloo that asks for its lock meanwhile would abort the process
-    (https://github.com/pytorch/pytorch/issues/38228), and a run that was finished would count as
-    failed. Children of `multiprocessing` end in the same way.
+    (https://github.com/pytorch/pytorch/issues/38228), and a run that was finished, or that ends for
+    a reason, would count as aborted. Children of `multiprocessing` end in the same way.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return program()
+    try:
+        code = program()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

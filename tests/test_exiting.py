@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from llava_mole.exiting import end
+from llava_mole.exiting import run_to_end
 
 ROOT = Path(__file__).resolve().parents[1]
 
 BUSY = """
 import atexit, sys, threading, time
 import torch
-from llava_mole.exiting import end
+from llava_mole.exiting import run_to_end
 
 def work():  # a thread that is forever inside of torch, as gloo's may be when a run is over
     ones = torch.ones(100)
@@ -27,32 +27,43 @@ def late():
     time.sleep(0.2)
     print("joined")
 
-atexit.register(print, "handler")
-for _ in range(4):
-    threading.Thread(target=work, daemon=True).start()
-threading.Thread(target=late).start()
-time.sleep(0.1)
-print("done", end=" ")
-sys.exit(end(int(sys.argv[1])))
+def main():
+    atexit.register(print, "handler")
+    for _ in range(4):
+        threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=late).start()
+    time.sleep(0.1)
+    print("done", end=" ")
+    END
+
+sys.exit(run_to_end(main))
 """
 
 
-def run(code: int, size: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", BUSY, str(code)],
-        env={**os.environ, "WORLD_SIZE": str(size), "PYTHONPATH": str(ROOT)},
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("return 0", 0, ""),
+        ("return 3", 3, ""),
+        ("raise SystemExit(143)", 143, ""),
+        ("raise SystemExit('stopped')", 1, "stopped"),
+        ("raise ValueError('no such thing')", 1, "ValueError: no such thing"),
+    ],
+)
+def test_a_rank_ends_with_its_code_whatever_its_threads_do(end: str, code: int, said: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", BUSY.replace("END", end)],
+        env={**os.environ, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout.split() == ["done", "joined", "handler"]
+    assert said in ended.stderr
+    assert "terminate" not in ended.stderr
 
 
-@pytest.mark.parametrize("code", [0, 3])
-def test_a_rank_ends_with_its_code_whatever_its_threads_do(code: int) -> None:
-    ended = run(code, size=2)
-    assert (ended.returncode, ended.stdout.split()) == (code, ["done", "joined", "handler"]), (
-        ended.stderr
-    )
-
-
-def test_any_other_program_is_given_its_code_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_other_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert end(3) == 3
+    assert run_to_end(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        run_to_end(lambda: 1 // 0)

@@ -263,8 +263,13 @@ def seed_interval(
         With one seed the interval is over pictures alone. With a stratum of one unit there is none:
         low, high, se and p are NaN. Where nothing varies the interval has no width, and p is that
         of a sign test over units.
+
+    Raises:
+        ValueError: a value is none.
     """
     scores = np.asarray(values, dtype=float)
+    if not np.isfinite(scores).all():
+        raise ValueError("a question has no score: nan or infinite")
     seeds = len(scores)
     design = _design(units, groups, strata)
     share = design.weight[design.group] / design.asked[design.group]  # (Q,)

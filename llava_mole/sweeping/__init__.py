@@ -1,7 +1,7 @@
 """`llava-mole sweep`: arms of one recipe, each with the same seeds, compared by claims made before.
 
     OUT/runs/ARM/seed-N/          one run: its folder is a recipe's output_dir (`run_folder.py`)
-    OUT/test_scorings.jsonl       a line for every time that a run was scored on test
+    OUT/test_scorings.jsonl       a line for each domain that a run was scored on, on test
     OUT/earlier/N/ARM/seed-N/     a run that `--again` put aside
     OUT/report/dev/               tables, claims, pictures; rebuilt from the runs' folders alone
 

@@ -154,7 +154,10 @@ def read_answers(sweep: Sweep, split: str) -> Answers:
                 found.stale.append(run_name(arm, seed))
             files = [read_json(folder / name) for name in (RUN, TRAINED)]
             check_one_run(run_name(arm, seed), files, done)
-            runs[arm, seed] = read_run(sweep, arm, seed, split)
+            run = read_run(sweep, arm, seed, split)
+            if sweep.evaluate.withheld and run[WITHHELD].keys() != run[SHOWN].keys():
+                continue  # of other settings: among the stale
+            runs[arm, seed] = run
             found.orders[arm, seed] = read_json(folder / ORDER) or {"digest": None}
             found.runs[arm, seed] = done
             started = read_lines(folder / ATTEMPTS)

@@ -112,7 +112,7 @@ def wanted_workers(args: argparse.Namespace) -> int:
         return 1
     from llava_mole.sweeping.one_run import watch_sweep
     from llava_mole.sweeping.plan import plan_runs
-    from llava_mole.training.checks import workers_of
+    from llava_mole.training.sharing import workers_of
 
     watch_sweep()
     sweep = load(args)

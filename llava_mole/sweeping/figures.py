@@ -68,11 +68,13 @@ def draw_marks(marks: Sequence[Mark], by: str, path: Path) -> None:
     table = np.full((len(arms), len(names)), np.nan)
     for mark in own:
         table[arms.index(mark.arm), names.index(mark.name)] = 100 * mark.mean
-    apart = table - np.nanmean(table, axis=0)
+    asked = ~np.isnan(table)
+    means = np.where(asked, table, 0).sum(0) / np.maximum(asked.sum(0), 1)
+    apart = table - means
     figure, axes = pyplot().subplots(
         figsize=(2 + 1.1 * len(names), 1.2 + 0.4 * len(arms)), layout="constrained"
     )
-    most = max(1.0, float(np.nanmax(np.abs(apart))))
+    most = max(1.0, float(np.abs(apart[asked]).max()))
     image = axes.imshow(apart, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         if not np.isnan(value):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llava_mole.errors import DataError
 from llava_mole.folders import writing_file
@@ -99,9 +100,10 @@ def read_pack(sweep: Sweep, split: str, folder: Path) -> Answers:
             key = (run["arm"], run["seed"])
             if run["arm"] not in sweep.arm_names() or run["seed"] not in sweep.seeds:
                 continue
-            found.shown[key] = scores(run["shown"], len(rows), path)
+            asked = np.isin(found.column("domain"), sweep.domains_of(run["arm"]))
+            found.shown[key] = scores(run["shown"], asked, path)
             if "withheld" in run:
-                found.withheld[key] = scores(run["withheld"], len(rows), path)
+                found.withheld[key] = scores(run["withheld"], asked, path)
             found.orders[key], found.runs[key] = run["order"], run["done"]
             found.attempts[key] = run["attempts"]
     except (KeyError, TypeError, AttributeError) as error:
@@ -120,7 +122,13 @@ def marks(right: Scores) -> str:
     return "".join("-" if np.isnan(one) else "1" if one else "0" for one in right)
 
 
-def scores(text: Any, count: int, path: Path) -> Scores:
-    if not isinstance(text, str) or len(text) != count or set(text) - set(MARKS):
-        raise DataError(f"{path}: a run's marks are not {count} of 0, 1 and -, one a question")
-    return np.array([MARKS[one] for one in text])
+def scores(text: Any, asked: NDArray[np.bool_], path: Path) -> Scores:
+    """(Q,) where the sweep file has the arm asked; nan elsewhere."""
+    if not isinstance(text, str) or len(text) != len(asked) or set(text) - set(MARKS):
+        raise DataError(f"{path}: a run's marks are not {len(asked)} of 0, 1 and -, one a question")
+    found = np.array([MARKS[one] for one in text])
+    if np.isnan(found[asked]).any():
+        raise DataError(
+            f"{path}: a run was not asked all that the sweep file has it asked; arms.NAME.domains"
+        )
+    return np.where(asked, found, np.nan)

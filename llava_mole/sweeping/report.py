@@ -88,6 +88,9 @@ def notes(sweep: Sweep, answers: Answers, found: Sequence[Cost]) -> list[str]:
             f"{len(answers.stale)} runs were scored with other settings than `evaluate` has now; "
             f"the sweep without --report scores them anew: {', '.join(answers.stale)}"
         )
+    for arm in sweep.arm_names():
+        if any(arm == one for one, _ in answers.shown) and sweep.arm(arm).domains:
+            said.append(f"{arm} is scored on {', '.join(sweep.domains_of(arm))} only")
     for arm, why in answers.other_data.items():
         said.append(f"{arm} is declared to see other data: {why}")
     for name, values in (
@@ -106,11 +109,19 @@ def notes(sweep: Sweep, answers: Answers, found: Sequence[Cost]) -> list[str]:
 
 
 def looks_at_test(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """How often anyone looked at test, and at what; a line a scoring."""
+    """How often anyone looked at test, and at what.
+
+    Args:
+        lines: one for each run and domain; without a domain it is of all.
+    """
     if not lines:
         return []
-    often = Counter(str(line["run"]) for line in lines)
-    said = [f"test was scored {len(lines)} times, {len(often)} runs; see test_scorings.jsonl"]
+    looks = Counter((str(line["run"]), line.get("domain")) for line in lines)
+    often: dict[str, int] = {}
+    for (run, _), count in looks.items():
+        often[run] = max(often.get(run, 0), count)
+    times = sum(often.values())
+    said = [f"test was scored {times} times, {len(often)} runs; see test_scorings.jsonl"]
     again = {run: count for run, count in often.items() if count > 1}
     if again:
         shown = ", ".join(f"{run} {count} times" for run, count in again.items())

@@ -129,8 +129,8 @@ def score_run(sweep: Sweep, run: PlannedRun, split: str) -> None:
             raise DataError(f"{path}: no question is of the languages and kinds that are asked")
         if not ranks.is_main():
             continue
-        if split == TEST and not found["domains"]:
-            append_line(sweep.out / TEST_SCORINGS, scoring_line(sweep, run))
+        if split == TEST:
+            append_line(sweep.out / TEST_SCORINGS, scoring_line(sweep, run, domain))
         predictions = split_folder(folder, split) / f"{domain}.jsonl"
         write_predictions(report.predictions, predictions)
         right = [row.correct for row in report.predictions if row.condition == SHOWN]
@@ -145,13 +145,14 @@ def score_run(sweep: Sweep, run: PlannedRun, split: str) -> None:
         write_json(split_folder(folder, split) / SCORED, found)
 
 
-def scoring_line(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
-    """The line that a scoring on test leaves."""
+def scoring_line(sweep: Sweep, run: PlannedRun, domain: str) -> dict[str, Any]:
+    """The line that a scoring on test leaves, one for each domain."""
     chosen = asdict(sweep.protocol)
     text = json.dumps(chosen, sort_keys=True, ensure_ascii=False)
     return {
         "time": now(),
         "run": run.name,
+        "domain": domain,
         "digest": run.digest,
         "choice": hashlib.sha256(text.encode()).hexdigest()[:16],
         "chosen": chosen["chosen"],

@@ -135,7 +135,7 @@ class Sweep:
     """Budget of all runs together: none is started that would end beyond it."""
     keep: str = field(default="model", metadata={"choices": KEEP})
     """Of a finished run: everything (checkpoints too), the model (parts that were trained, the rest
-    by reference), or nothing but predictions and figures (test can't be scored later)."""
+    by reference), or nothing but predictions and figures (no other split can be scored later)."""
     protocol: Choice = field(default_factory=Choice)
     """Which arms may be scored on test, and why: a section, or the name of a file."""
 
@@ -157,7 +157,8 @@ class Sweep:
         """What an arm of `arm_names` is scored on, or a composed one answers for."""
         if name in self.composed:
             return list(self.evaluate.domains)
-        own = self.arm(name).domains
+        arm = self.arms.get(name.split(GRID)[0])
+        own = None if arm is None else arm.domains
         return [one for one in self.evaluate.domains if own is None or one in own]
 
     def parts(self, side: str | dict[str, float]) -> dict[str, float]:

@@ -91,8 +91,11 @@ def marks(sweep: Sweep, answers: Answers) -> list[Mark]:
             continue
         shown = answers.arm(sweep, arm, seeds, "accuracy")
         gain = answers.arm(sweep, arm, seeds, "gain") if sweep.evaluate.withheld else None
+        everything = len(sweep.domains_of(arm)) == len(sweep.evaluate.domains)
         for by, name, part in parts:
-            if not part.any() or np.isnan(shown[:, part]).any():  # the arm is not asked all of it
+            if not part.any() or np.isnan(shown[:, part]).any():
+                continue
+            if by in (ALL, LANGUAGE) and not everything:  # means over all domains
                 continue
             one = interval_of(answers, shown, part)
             low, high = max(0.0, one.low), min(1.0, one.high)

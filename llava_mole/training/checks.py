@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_mole import quantization, ranks, starting
+from llava_mole import quantization, starting
 from llava_mole.attention import mask_problem
 from llava_mole.building import DEFAULT_TEMPLATE, ModelRecipe
 from llava_mole.data.shares import PlannedSource, mixture_problems
@@ -156,7 +156,7 @@ def cross_checks(recipe: Recipe) -> list[str]:
             if problem is not None:
                 problems.append(f"{path}.{problem}")
         problems += unread_keys(stage, path)
-        problems += check_start(recipe, index, path)
+        problems += check_start(recipe, index, path, parrot_on)
         if stage.data is not None:
             problems += [f"{path}.{problem}" for problem in check_mixture(stage.data)]
             if stage.data.feature_cache is not None:
@@ -245,8 +245,8 @@ GRADIENT_KEYS = (
 )  # fmt: skip
 
 
-def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
-    """A stage against the projector's type: who solves for what."""
+def check_start(recipe: Recipe, index: int, path: str, parrot_on: bool) -> list[str]:
+    """A stage against the projector's type: who solves for what; Parrot on or not."""
     stage, kind = recipe.stages[index], recipe.model.projector.type
     if stage.kind == "language":
         if kind == "rbf" and index == 0 and recipe.model.start_from is None:
@@ -263,10 +263,11 @@ def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
         problems = [f"{path}.warm_start.ridge: read by method ridge only"] * (
             start.ridge != default.ridge
         )
-        if stage.parrot and not start.one_language:
+        if parrot_on and not start.one_language:
             problems.append(
-                f"{path}.parrot=true: a warm start trains Parrot in one language at a time; say "
-                "warm_start.one_language: true, or switch it on in a later stage"
+                f"{path}.parrot=true (here or in an earlier stage): a warm start trains Parrot in "
+                "one language at a time; say warm_start.one_language: true, or switch it on in a "
+                "later stage"
             )
         if kind == "rbf":
             problems.append(
@@ -285,7 +286,7 @@ def check_start(recipe: Recipe, index: int, path: str) -> list[str]:
         problems.append(
             f"{path}.warm_start.method=ridge: needs 'model.projector={{type: rbf}}', found {kind!r}"
         )
-    if stage.parrot:
+    if parrot_on:
         problems.append(f"{path}.parrot=true: method ridge trains no Parrot; a later stage can")
     if start.also and not start.alignment_weight > 0:
         problems.append(
@@ -318,32 +319,3 @@ def check_weights(weights: dict[str, float], path: str) -> list[str]:
         for kind, weight in weights.items()
         if not (math.isfinite(weight) and weight >= 0)
     ]
-
-
-def rows_per_process(stage: StageRecipe, processes: int) -> int:
-    """A micro-batch's rows, shared among all processes, whoever starts them.
-
-    Raises:
-        ConfigError: they cannot be shared evenly.
-    """
-    if stage.pictures_per_step % processes:
-        nearest = -(-stage.pictures_per_step // processes) * processes
-        raise ConfigError(
-            f"stages.{stage.name}.pictures_per_step={stage.pictures_per_step} is of all processes "
-            f"together and cannot be shared by {processes}: choose a multiple, such as "
-            f"{nearest}, or another number of processes"
-        )
-    return stage.pictures_per_step // processes
-
-
-def workers_of(recipe: Recipe) -> int:
-    """How many processes this machine starts for a recipe.
-
-    Raises:
-        ConfigError: they cannot share a stage's rows evenly: said before any is started.
-    """
-    processes = ranks.affordable(recipe.workers)
-    for stage in recipe.stages:
-        if stage.kind == "language":
-            rows_per_process(stage, processes)
-    return processes

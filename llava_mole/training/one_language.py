@@ -2,8 +2,9 @@
 
 So Parrot can take part in it: its experts learn which way a picture's tokens go for each language
 from answers' embeddings alone, a step of which costs no pass of the language model, while the
-picture's other languages don't pull at the same time. Languages are drawn by their weights, so a
-mixture that is mostly English is so from the first stage on.
+picture's other languages don't pull at the same time. Languages are drawn by their weights, so
+pull and questions are of a mixture that is mostly English. The contrast is the mean over the step's
+languages, as always: there one with few pictures weighs as much as one with many.
 
 This is ours: the paper's first stage trains the projector alone.
 """
@@ -31,7 +32,7 @@ def questions_of_pictures(
 
     Returns:
         (picture, language) -> numbers of questions; and those questions, each once however many
-        pictures share it, as conversations that end before the answer.
+        pictures share it, as conversations that end before the last answer.
     """
     numbers: dict[str, int] = {}
     questions: list[list[dict[str, Any]]] = []
@@ -39,7 +40,7 @@ def questions_of_pictures(
     for sample in samples:
         if sample.metadata.get("kind", "") not in kinds or len(sample.images) != 1:
             continue
-        end = [turn.role for turn in sample.turns].index("assistant")
+        end = max(place for place, turn in enumerate(sample.turns) if turn.role == "assistant")
         text = repr([(turn.role, turn.text) for turn in sample.turns[:end]])
         if text not in numbers:
             numbers[text] = len(questions)
@@ -57,7 +58,7 @@ class OneLanguage:
         pictures: N of them.
         answered: (N, languages) True where a picture has an answer.
         languages: their codes, in that order.
-        weights: code -> how often it is drawn among the languages that a picture has; None: alike.
+        weights: code -> how often it is drawn among the languages that a picture has; none: alike.
 
     Raises:
         DataError: a picture has answers, but in languages of weight 0 alone.
@@ -76,7 +77,7 @@ class OneLanguage:
         self.processor, self.pictures, self.languages = processor, pictures, languages
         self.asked, self.questions = questions_of_pictures(samples, kinds)
         self.steers: dict[int, list[int]] = {}
-        each = [1.0 if weights is None else float(weights.get(one, 0)) for one in languages]
+        each = [float(weights.get(one, 0)) if weights else 1.0 for one in languages]
         self.chance = answered.double().numpy() * each
         total = self.chance.sum(1, keepdims=True)
         if not total.all():

@@ -40,7 +40,6 @@ from llava_mole.projector import Projector
 from llava_mole.starter import default_cache
 from llava_mole.starting import switch_parrot_on
 from llava_mole.training import hub_push
-from llava_mole.training.checks import rows_per_process
 from llava_mole.training.data import TrainingData, read_stages, stage_rows
 from llava_mole.training.ending import Ended, told_to_end
 from llava_mole.training.environment import check_environment
@@ -62,6 +61,7 @@ from llava_mole.training.resume import (
     stage_folder,
 )
 from llava_mole.training.ridge import ridge_start
+from llava_mole.training.sharing import rows_per_process
 from llava_mole.training.trainer import StageTrainer
 from llava_mole.training.warm_start import match_embeddings, warm_start, warm_start_answers
 from llava_mole.tree import check_supported

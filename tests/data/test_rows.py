@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llava_mole.data.mixture import Mixture
@@ -51,6 +52,20 @@ def test_a_row_depends_on_seed_and_number_alone() -> None:
     backwards = [two.plan(index) for index in reversed(range(50))]
     assert forwards == backwards[::-1]
     assert forwards != [rows(samples(), seed=1).plan(index) for index in range(50)]
+
+
+@pytest.mark.parametrize("root", ["/one", "/another/folder"])
+def test_the_order_does_not_hang_on_where_the_pictures_lie(root: str) -> None:
+    samples = [
+        Sample(
+            (Turn("user", "<image>?"), Turn("assistant", "x")), (Path(root) / f"{number % 5}.png",),
+            "tiny", "en", f"tiny:{number}", {},
+        )
+        for number in (3, 1, 4, 1, 0, 2)
+    ]  # fmt: skip
+    pool = Pool(ListedSamples(samples))
+    assert pool.records.tolist() == [0, 1, 3, 2, 4, 5]
+    assert np.diff(pool.starts).tolist() == [1, 2, 1, 1, 1]
 
 
 def test_a_longer_plan_starts_as_a_shorter_one() -> None:

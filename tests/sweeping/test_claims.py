@@ -186,6 +186,16 @@ def test_a_specialist_need_not_be_scored_on_what_it_is_not_for(written):
     both = {(arm, part) for arm in ("mixed", "specialists") for part in ("all", "shapes", "noise")}
     assert named == both | {("only_shapes", "shapes"), ("only_noise", "noise")}
     assert "| only_noise | – |" in marks_table(rows, "domain")
+    assert not [row for row in rows if row.arm == "only_noise" and row.by == "language"]
+
+
+def test_a_specialist_that_is_done_first_has_no_mean_over_domains(written):
+    alone = {"other_data": "one domain alone", "domains": ["noise"]}
+    sweep = written(constant(mixed=0.4, only=0.8), arms={"mixed": {}, "only": alone})
+    for seed in sweep.seeds:
+        (sweep.out / "runs" / "mixed" / f"seed-{seed}" / "done.json").unlink()
+    rows = marks(sweep, read_answers(sweep, "dev"))
+    assert {(row.by, row.name) for row in rows} == {("domain", "noise"), ("kind", "noise: naming")}
 
 
 def test_the_gain_is_what_the_picture_adds(written):

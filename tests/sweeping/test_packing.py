@@ -45,6 +45,9 @@ def test_what_a_specialist_was_not_asked_stays_unasked(written, tmp_path):
     answers = read_pack(sweep, "dev", write_pack(sweep, read_answers(sweep, "dev"), tmp_path / "p"))
     shutil.rmtree(sweep.out)
     assert json.dumps(to_json(sweep, make_report(sweep, "dev", answers))) == json.dumps(expected)
+    sweep.arms["b"].domains = None
+    with pytest.raises(DataError, match=r"a run was not asked all .* arms\.NAME\.domains"):
+        read_pack(sweep, "dev", tmp_path / "p")
 
 
 def test_a_pack_has_no_words_of_the_questions(packed):

@@ -110,6 +110,14 @@ def test_scores_of_other_settings_are_told(trained):
     assert told in "\n".join(make_report(sweep, "dev").notes)
 
 
+def test_answers_without_a_picture_that_are_not_there_yet_are_told(written, tmp_path):
+    written(rate)
+    sweep = edit(tmp_path / "written.yaml", evaluate__withheld=True)
+    report = make_report(sweep, "dev")
+    assert not report.marks
+    assert any("10 runs were scored with other settings" in note for note in report.notes)
+
+
 def test_a_mark_that_was_changed_by_hand_is_found(written):
     sweep = written(rate, seeds=(0,))
     path = sweep.out / "runs" / "a" / "seed-0" / "predictions" / "dev" / "noise.jsonl"
@@ -186,7 +194,8 @@ def test_every_scoring_on_test_is_on_record_and_a_second_is_seen(trained):
     (run,) = plan_runs(sweep, trained, arms=["moe"], seeds=[0])
     for _ in range(2):  # the second finds it done
         do_run(sweep, run, split="test")
-        (line,) = read_lines(sweep.out / "test_scorings.jsonl")
+        line, other = read_lines(sweep.out / "test_scorings.jsonl")
+    assert (line["domain"], other["domain"]) == ("shapes", "noise")
     assert (line["run"], line["digest"]) == ("moe/seed-0", run.digest)
     assert line["reason"] == "best on dev"
     report = make_report(sweep, "test")
@@ -194,6 +203,7 @@ def test_every_scoring_on_test_is_on_record_and_a_second_is_seen(trained):
     assert report.verdicts[0].verdict == "not decidable"
     assert "1 of 2 runs are not scored: moe/seed-1" in report.notes
     assert "**" not in "\n".join(report.notes)
+    assert "test was scored 1 times, 1 runs; see test_scorings.jsonl" in report.notes
     shutil.rmtree(run.folder / "predictions" / "test")
     choice.write_text(yaml.safe_dump({"chosen": ["moe", "lora"], "reason": "both"}), "utf-8")
     sweep = read_sweep(trained)

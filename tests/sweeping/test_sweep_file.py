@@ -87,6 +87,12 @@ def test_an_arm_counts_only_where_it_is_scored(sweep_file):
     ]
 
 
+def test_a_name_that_reads_like_a_grids_is_refused_among_the_others(sweep_file):
+    path = sweep_file(arms={"a+b": {}, "c": {}}, claims={"it": {"first": "a+b", "second": "c"}})
+    with pytest.raises(ConfigError, match=r"arms\.a\+b: a name is made of letters"):
+        read_sweep(path)
+
+
 def test_a_key_that_stands_there_twice_is_refused(sweep_file):
     path = sweep_file()
     path.write_text(path.read_text("utf-8") + "seeds: [3]\n", "utf-8")

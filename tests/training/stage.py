@@ -29,7 +29,7 @@ from llava_mole.data.mixture import Mixture
 from llava_mole.data.pool import ListedSamples, Pool
 from llava_mole.data.rows import MixtureRows
 from llava_mole.data.sample import Sample, Turn
-from llava_mole.exiting import end
+from llava_mole.exiting import run_to_end
 from llava_mole.mole import MoleConfig
 from llava_mole.training.log import gathered
 from llava_mole.training.parallel import Placed
@@ -210,7 +210,7 @@ class Poison(TrainerCallback):
             self._weights()[name].fill_(value)
 
 
-def main(out: str, options: str) -> None:
+def main(out: str, options: str) -> int:
     torch.set_num_threads(1)
     parts = json.loads(options)
     paths = {key: Path(parts.pop(key)) for key in ("language_model", "tower", "pictures")}
@@ -239,8 +239,8 @@ def main(out: str, options: str) -> None:
         del trainer
         gc.collect()
     ranks.leave()
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    end(0)
+    run_to_end(lambda: main(*sys.argv[1:]))

@@ -94,7 +94,7 @@ def draw(processor: Any, samples: list[Sample], weights: dict[str, float] | None
     return OneLanguage(processor, samples, ["naming"], pictures, answered, list(QUESTIONS), weights)
 
 
-@pytest.mark.parametrize(("weights", "share"), [(None, 0.5), ({"de": 3, "tr": 1}, 0.75)])
+@pytest.mark.parametrize(("weights", "share"), [(None, 0.5), ({}, 0.5), ({"de": 3, "tr": 1}, 0.75)])
 def test_languages_are_drawn_by_their_weights_each_with_a_question_of_its_own(
     tiny_model: Callable[..., Any],
     samples: list[Sample],
@@ -140,9 +140,15 @@ ON = ["stages.warm.parrot=true", "stages.instruct.share_prefix=false"]
 
 
 def test_parrot_in_a_warm_start_that_would_not_train_it_is_refused(recipe_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"parrot=true: a warm start trains Parrot in one lang"):
+    with pytest.raises(
+        ConfigError, match=r"parrot=true .*: a warm start trains Parrot in one lang"
+    ):
         load_recipe(recipe_file, ON)
     load_recipe(recipe_file, [*ON, "stages.warm.warm_start.one_language=true"])
+    earlier = ["stages.instruct.parrot=true", "stages.instruct.share_prefix=false"]
+    again = ["stages.parrot.kind=warm_start", "stages.parrot.parrot=false"]
+    with pytest.raises(ConfigError, match=r"\(parrot\)\.parrot=true .*earlier stage"):
+        load_recipe(recipe_file, [*earlier, *again])
     ridge = ["model.projector={type: rbf}", "stages.warm.warm_start.method=ridge"]
     with pytest.raises(ConfigError, match=r"parrot=true: method ridge trains no Parrot"):
         load_recipe(recipe_file, [*ON, *ridge])

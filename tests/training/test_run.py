@@ -216,6 +216,7 @@ def test_rows_that_workers_cannot_share_are_refused_before_one_is_started(
     options = ["workers=2", "stages.instruct.pictures_per_step=3"]
     assert main(["train", "--config", str(recipe_file), *options]) == 2
     assert "stages.instruct.pictures_per_step=3" in capsys.readouterr().err
+    assert main(["train", "--config", str(recipe_file), "--dry-run", *options]) == 2
     assert not (tmp_path / "run").exists()
 
 
