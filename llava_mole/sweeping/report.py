@@ -34,12 +34,13 @@ from llava_mole.sweeping.tables import (
     kinds_table,
     marks,
     marks_table,
+    reference_of,
     to_csv,
 )
 
 COLUMNS = {
     "marks": ("arm", "by", "name", "mean", "low", "high", "seeds", "pictures", "questions",
-              "without"),
+              "without", "less", "less_low", "less_high"),
     "claims": ("claim", "verdict", "reason", "direction", "mean", "low", "high", "p", "p_holm",
                "pictures", "questions", "weakest"),
     "runs": tuple(Cost.__dataclass_fields__),
@@ -189,7 +190,8 @@ def to_markdown(sweep: Sweep, report: SweepReport) -> str:
         lines.append("")
     if report.marks:
         lines += ["## Accuracy", "", "Percent; mean over domains of means over languages, ± half "
-                  "of the 95 % interval over seeds and pictures.", ""]  # fmt: skip
+                  "of the 95 % interval over seeds and pictures. Last the difference to "
+                  f"{cell(reference_of(sweep))}, question by question.", ""]  # fmt: skip
         for by in (DOMAIN, LANGUAGE):
             lines += [marks_table(report.marks, by)]
         lines += [kinds_table(report.marks), "## Runs", "", costs_table(report.costs)]

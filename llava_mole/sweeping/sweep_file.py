@@ -130,7 +130,7 @@ class Sweep:
     claims: dict[str, Claim] = field(default_factory=dict)
     """Name -> claim. p values are corrected for their number (Holm)."""
     reference: str | None = None
-    """Arm whose step time is 1; the first if empty."""
+    """Arm that the others are held against: its step time is 1; the first if empty."""
     minutes: float | None = field(default=None, metadata={"above": 0})
     """Budget of all runs together: none is started that would end beyond it."""
     keep: str = field(default="model", metadata={"choices": KEEP})

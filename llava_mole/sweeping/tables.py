@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from llava_mole.evaluation.results import cell
 from llava_mole.evaluation.statistics import wilson
 from llava_mole.languages import LANGUAGES
-from llava_mole.sweeping.answers import Answers
+from llava_mole.sweeping.answers import Answers, Scores
 from llava_mole.sweeping.claims import interval_of
 from llava_mole.sweeping.measures import trained_parameters
 from llava_mole.sweeping.sweep_file import Sweep
@@ -34,6 +34,9 @@ class Mark:
         by, name: "domain", "charts"; kinds are named with their domain, "charts: trend".
         low, high: with one seed over pictures alone.
         without: accuracy as text alone, where that was asked.
+        less: difference to the reference, question by question, with seeds that both have; None
+            for the reference itself, and where it cannot be compared.
+        less_low, less_high: 95 % of it.
     """
 
     arm: str
@@ -46,6 +49,9 @@ class Mark:
     pictures: int
     questions: int
     without: float | None
+    less: float | None = None
+    less_low: float | None = None
+    less_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def marks(sweep: Sweep, answers: Answers) -> list[Mark]:
             continue
         shown = answers.arm(sweep, arm, seeds, "accuracy")
         gain = answers.arm(sweep, arm, seeds, "gain") if sweep.evaluate.withheld else None
+        apart = difference(sweep, answers, arm)
         everything = len(sweep.domains_of(arm)) == len(sweep.evaluate.domains)
         for by, name, part in parts:
             if not part.any() or np.isnan(shown[:, part]).any():
@@ -102,16 +109,33 @@ def marks(sweep: Sweep, answers: Answers) -> list[Mark]:
             if one.se == 0:  # all right or all wrong
                 low, high = wilson(round(one.mean * one.units), one.units)
             without = None if gain is None else one.mean - interval_of(answers, gain, part).mean
-            found.append(
-                Mark(arm, by, name, one.mean, low, high, one.seeds, one.units,
-                     int(part.sum()), without)
-            )  # fmt: skip
+            mark = Mark(arm, by, name, one.mean, low, high, one.seeds, one.units,
+                        int(part.sum()), without)  # fmt: skip
+            if apart is not None and not np.isnan(apart[:, part]).any():
+                less = interval_of(answers, apart, part)
+                mark = replace(mark, less=less.mean, less_low=less.low, less_high=less.high)
+            found.append(mark)
     return found
+
+
+def difference(sweep: Sweep, answers: Answers, arm: str) -> Scores | None:
+    """(S, Q) an arm less the reference, with seeds that both have; None if it cannot be taken."""
+    reference = reference_of(sweep)
+    arms = [*sweep.trained_arms(arm), *sweep.trained_arms(reference)]
+    seeds = answers.seeds(arms)
+    if arm == reference or not seeds or answers.order_problem(arms, seeds) is not None:
+        return None
+    own, other = (answers.arm(sweep, one, seeds, "accuracy") for one in (arm, reference))
+    return own - other
+
+
+def reference_of(sweep: Sweep) -> str:
+    return sweep.reference or sweep.arm_names()[0]
 
 
 def costs(sweep: Sweep, answers: Answers) -> list[Cost]:
     """A row for each scored run."""
-    reference = sweep.reference or sweep.arm_names()[0]
+    reference = reference_of(sweep)
     found = []
     for (arm, seed), run in answers.runs.items():
         other = answers.runs.get((reference, seed))
@@ -148,16 +172,20 @@ def to_csv(rows: Sequence[Any], columns: Sequence[str]) -> str:
 
 
 def marks_table(rows: Sequence[Mark], by: str) -> str:
-    """Markdown: a line an arm, a column a part; percent, with half the interval's width."""
+    """Markdown: a line an arm, a column a part; percent, with half the interval's width. Last the
+    mean's difference to the reference, where there is one."""
     own = [row for row in rows if row.by in (ALL, by)]
     names = list(dict.fromkeys(row.name for row in own if row.by == by))
     arms = list(dict.fromkeys(row.arm for row in own))
-    lines = [f"| arm | {' | '.join(map(cell, [*names, 'mean']))} |"]
-    lines.append("|---|" + "---:|" * (len(names) + 1))
+    compared = any(row.less is not None for row in own)
+    heads = [*names, "mean", *["less the reference"] * compared]
+    lines = [f"| arm | {' | '.join(map(cell, heads))} |"]
+    lines.append("|---|" + "---:|" * len(heads))
     found = {(row.arm, row.by, row.name): row for row in own}
     for arm in arms:
-        cells = [found.get((arm, by, name)) for name in names] + [found.get((arm, ALL, ALL))]
-        lines.append(f"| {cell(arm)} | {' | '.join(map(in_percent, cells))} |")
+        whole = found.get((arm, ALL, ALL))
+        cells = [in_percent(found.get((arm, by, name))) for name in names] + [in_percent(whole)]
+        lines.append(f"| {cell(arm)} | {' | '.join(cells + [less(whole)] * compared)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -191,6 +219,14 @@ def costs_table(rows: Sequence[Cost]) -> str:
             f"| {max(row.peak_gib for row in own):.2f} | {len(own)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def less(mark: Mark | None) -> str:
+    if mark is None or mark.less is None or mark.less_low is None or mark.less_high is None:
+        return "–"
+    if math.isnan(mark.less_low):
+        return f"{100 * mark.less:+.1f}"
+    return f"{100 * mark.less:+.1f} ± {50 * (mark.less_high - mark.less_low):.1f}"
 
 
 def in_percent(mark: Mark | None) -> str:

@@ -54,6 +54,12 @@ def test_every_figure_is_worked_out_again_from_the_predictions(written):
         turkish = fmean(fmean(right[arm, domain, "tr"]) for domain in ("shapes", "noise"))
         assert float(marks[arm, "language", "tr"]["mean"]) == pytest.approx(turkish, abs=1e-6)
         kind = marks[arm, "kind", "shapes: naming"]
+        if arm == "b":
+            apart = float(whole["mean"]) - float(marks["a", "all", "all"]["mean"])
+            assert float(whole["less"]) == pytest.approx(apart, abs=1e-5)
+            assert 0 < float(whole["less_low"]) < apart < float(whole["less_high"])
+        else:
+            assert whole["less"] == ""
         assert float(kind["mean"]) == pytest.approx(by_domain["shapes"], abs=1e-6)
 
 
@@ -64,8 +70,8 @@ def test_a_report_is_tables_pictures_and_a_line_for_each_claim(written):
     text = (folder / "report.md").read_text("utf-8")
     assert "- b_wins: supported: +" in text
     assert "5 seeds, 120 pictures. more is more" in text
-    assert "| arm | shapes | noise | mean |" in text
-    assert "| arm | en | tr | mean |" in text
+    assert "| arm | shapes | noise | mean | less the reference |" in text
+    assert "| arm | en | tr | mean | less the reference |" in text
     assert "| kind | a | b |" in text
     assert "| b | 100 | 3 | 3 | 1.50 |" in text  # seconds a step, × those of a, the first arm
     for name in ("claims.png", "domains.png", "languages.png"):
