@@ -89,11 +89,11 @@ def notes(sweep: Sweep, answers: Answers, found: Sequence[Cost]) -> list[str]:
             f"{len(answers.stale)} runs were scored with other settings than `evaluate` has now; "
             f"the sweep without --report scores them anew: {', '.join(answers.stale)}"
         )
-    for arm in sweep.arm_names():
-        if any(arm == one for one, _ in answers.shown) and sweep.arm(arm).domains:
+    for arm in [one for one in sweep.arm_names() if answers.seeds([one])]:
+        if sweep.arm(arm).domains:
             said.append(f"{arm} is scored on {', '.join(sweep.domains_of(arm))} only")
-    for arm, why in answers.other_data.items():
-        said.append(f"{arm} is declared to see other data: {why}")
+        if arm in answers.other_data:
+            said.append(f"{arm} is declared to see other data: {answers.other_data[arm]}")
     for name, values in (
         ("processes and threads", {(one.processes, one.threads) for one in found}),
         ("devices", {one.device for one in found}),
