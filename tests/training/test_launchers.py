@@ -1,6 +1,7 @@
 """accelerate launch, torchrun and `workers:` start the same run: the same rows in every step.
 
-Each test starts real processes through the command line, as a user does.
+Each test starts real processes through the command line, as a user does. Those that train run with
+`make test-all`: test_run.py has `workers:`, test_published_recipes.py `accelerate launch`.
 """
 
 from __future__ import annotations
@@ -74,14 +75,10 @@ def log_lines(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "launcher",
-    [
-        pytest.param("workers", marks=pytest.mark.thorough),
-        "torchrun",
-        pytest.param("accelerate, DDP", marks=pytest.mark.thorough),
-        pytest.param("accelerate, FSDP2", marks=pytest.mark.thorough),
-    ],
+    ["workers", "torchrun", "accelerate, DDP", "accelerate, FSDP2"],
 )
 def test_every_launcher_trains_what_one_process_trains(
     launcher: str, mixed: Path, tmp_path: Path
@@ -111,9 +108,8 @@ def test_every_launcher_trains_what_one_process_trains(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher", [pytest.param(name, marks=pytest.mark.thorough) for name in ("workers", "torchrun")]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("launcher", ["workers", "torchrun"])
 def test_an_error_on_one_rank_ends_all_with_one_message(
     launcher: str, recipe_file: Path, data: Path
 ) -> None:
