@@ -265,9 +265,9 @@ def check_start(recipe: Recipe, index: int, path: str, parrot_on: bool) -> list[
         )
         if parrot_on and not start.one_language:
             problems.append(
-                f"{path}.parrot=true (here or in an earlier stage): a warm start trains Parrot in "
-                "one language at a time; say warm_start.one_language: true, or switch it on in a "
-                "later stage"
+                f"{path}.parrot=true (here, in an earlier stage or in model.start_from): a warm "
+                "start trains Parrot in one language at a time; say warm_start.one_language: true, "
+                "or switch it on in a later stage"
             )
         if kind == "rbf":
             problems.append(
@@ -287,7 +287,10 @@ def check_start(recipe: Recipe, index: int, path: str, parrot_on: bool) -> list[
             f"{path}.warm_start.method=ridge: needs 'model.projector={{type: rbf}}', found {kind!r}"
         )
     if parrot_on:
-        problems.append(f"{path}.parrot=true: method ridge trains no Parrot; a later stage can")
+        problems.append(
+            f"{path}.parrot=true (here, in an earlier stage or in model.start_from): method ridge "
+            "trains no Parrot; a later stage can"
+        )
     if start.also and not start.alignment_weight > 0:
         problems.append(
             f"{path}.warm_start.alignment_weight={start.alignment_weight!r}: must be above 0, the "

@@ -150,7 +150,9 @@ def test_parrot_in_a_warm_start_that_would_not_train_it_is_refused(recipe_file: 
     with pytest.raises(ConfigError, match=r"\(parrot\)\.parrot=true .*earlier stage"):
         load_recipe(recipe_file, [*earlier, *again])
     ridge = ["model.projector={type: rbf}", "stages.warm.warm_start.method=ridge"]
-    with pytest.raises(ConfigError, match=r"parrot=true: method ridge trains no Parrot"):
+    with pytest.raises(
+        ConfigError, match=r"parrot=true \(here, .*\): method ridge trains no Parrot"
+    ):
         load_recipe(recipe_file, [*ON, *ridge])
 
 
