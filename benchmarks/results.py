@@ -9,9 +9,11 @@ split that is packed, the page's blocks
 
     <!-- NAME SPLIT claims -->  …  <!-- end -->
 
-are written anew, `claims` being one of claims, domains, languages, kinds, costs, notes; words
-outside of them are left alone. Pictures that the page shows, NAME-SPLIT-PART.png in
-docs/images/results with claims, domains or languages as PART, are drawn anew.
+are written anew, `claims` being one of claims, domains, languages, kinds, costs, notes, routing;
+words outside of them are left alone. Pictures that the page shows, NAME-SPLIT-PART.png in
+docs/images/results with claims, domains, languages, routing-domain, routing-language, use or gates
+as PART, are drawn anew. Routing is what `benchmarks/routing_report.py --summary` left in
+configs/experiments/results/NAME/routing-SPLIT.
 After new runs: `llava-mole sweep configs/experiments/NAME-sweep.yaml --split SPLIT --pack
 configs/experiments/results/NAME`, then this.
 """
@@ -22,11 +24,21 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from a clone, installed or not
 
+from llava_mole.evaluation.routing_summary import (  # noqa: E402
+    Summaries,
+    draw_gates,
+    draw_information,
+    draw_use,
+    information_rows,
+    read_summaries,
+    told,
+)
 from llava_mole.sweeping import SPLITS  # noqa: E402
 from llava_mole.sweeping.figures import draw_claims, draw_marks  # noqa: E402
 from llava_mole.sweeping.packing import read_pack  # noqa: E402
@@ -58,21 +70,41 @@ SHOWN: dict[str, Callable[[SweepReport, Path], None]] = {
     "domains": lambda report, path: draw_marks(report.marks, DOMAIN, path),
     "languages": lambda report, path: draw_marks(report.marks, LANGUAGE, path),
 }
+ROUTING: dict[str, Callable[[Summaries, Path], None]] = {
+    "routing-domain": lambda summaries, path: draw_information(summaries, path, "domain"),
+    "routing-language": lambda summaries, path: draw_information(summaries, path, "language"),
+    "use": lambda summaries, path: draw_use(summaries, path, "picture", "domain"),
+    "gates": draw_gates,
+}
 
 
-def reports(packs: Path) -> dict[tuple[str, str], SweepReport]:
-    """(experiment, split) -> its report, of every pack there is."""
+@dataclass(frozen=True)
+class Known:
+    """What is packed of an experiment's split."""
+
+    report: SweepReport
+    routing: Summaries
+
+    def part(self, name: str) -> str:
+        if name == "routing" and self.routing:
+            return information_rows(told(self.routing))
+        return PARTS[name](self.report)
+
+
+def reports(packs: Path) -> dict[tuple[str, str], Known]:
+    """(experiment, split) -> its report and routing, of every pack there is."""
     found = {}
     for folder in sorted(packs.iterdir()):
         sweep = read_sweep(EXPERIMENTS / f"{folder.name}-sweep.yaml")
         for split in SPLITS:
             if (folder / f"{split}.json").is_file():
                 answers = read_pack(sweep, split, folder)
-                found[folder.name, split] = make_report(sweep, split, answers)
+                routing = read_summaries(folder / f"routing-{split}")
+                found[folder.name, split] = Known(make_report(sweep, split, answers), routing)
     return found
 
 
-def filled(text: str, known: dict[tuple[str, str], SweepReport]) -> str:
+def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
     """The page with its blocks written anew.
 
     Raises:
@@ -81,23 +113,29 @@ def filled(text: str, known: dict[tuple[str, str], SweepReport]) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, name, split, part, _, end = match.groups()
-        if (name, split) not in known or part not in PARTS:
+        one = known.get((name, split))
+        parts = [*PARTS, *(["routing"] if one and one.routing else [])]
+        if one is None or part not in parts:
             shown = ", ".join(f"{one} {other}" for one, other in known)
-            raise SystemExit(f"{start.strip()}: packs are {shown}; parts {', '.join(PARTS)}")
-        return f"{start}{PARTS[part](known[name, split]).rstrip()}\n{end}"
+            raise SystemExit(f"{start.strip()}: packs are {shown}; parts {', '.join(parts)}")
+        return f"{start}{one.part(part).rstrip()}\n{end}"
 
     if text.count("<!--") != 2 * len(BLOCK.findall(text)):
         raise SystemExit("a comment that is no block: <!-- NAME dev|test PART --> … <!-- end -->")
     return BLOCK.sub(block, text)
 
 
-def draw(known: dict[tuple[str, str], SweepReport], folder: Path, page: str) -> None:
+def draw(known: dict[tuple[str, str], Known], folder: Path, page: str) -> None:
     """Those that the page shows."""
-    for (name, split), report in known.items():
-        paths = {part: folder / f"{name}-{split}-{part}.png" for part in SHOWN}
-        for part, path in paths.items():
-            if path.name in page:
-                SHOWN[part](report, path)
+    for (name, split), one in known.items():
+        for part in (*SHOWN, *ROUTING):
+            path = folder / f"{name}-{split}-{part}.png"
+            if path.name not in page:
+                continue
+            if part in SHOWN:
+                SHOWN[part](one.report, path)
+            else:
+                ROUTING[part](one.routing, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,8 @@ Writes OUT/index.html with its pictures, routing.json and shares.safetensors: us
 layer, domain and language; what the choice of expert tells about either, in bits, against shuffled
 labels; Parrot's gate by language; and a few questions token by token, picture and words. A model
 without experts or without Parrot gets the rest, and a sentence about what it lacks.
-docs/routing.md defines every figure.
+docs/routing.md defines every figure. --summary ARM-seed-N.json keeps what a comparison of several
+models needs (benchmarks/results.py).
 
 Files are TSVs as data/*.py and MMBench write them, or whatever a recipe's source takes;
 NAME:LANGUAGE=FILE for one that does not say its language.
@@ -29,6 +30,7 @@ from llava_mole.evaluation.probes import Probe, read_probes
 from llava_mole.evaluation.routing import Routing, look
 from llava_mole.evaluation.routing_pictures import router_names
 from llava_mole.evaluation.routing_report import write_report
+from llava_mole.evaluation.routing_summary import check_name, write_summary
 from llava_mole.processing import images_of
 
 
@@ -117,11 +119,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model_type(args.model) != LlavaMoleConfig.model_type
     ):
         raise CheckpointError(f"--model {args.model}: no model folder of this project")
+    if args.summary is not None:
+        check_name(args.summary)
     probes = read(args.data, args.items)
     model = AutoModelForImageTextToText.from_pretrained(args.model).to(args.device)
     processor = AutoProcessor.from_pretrained(args.model)
     routing = look(model, processor, probes, rows_per_batch=args.rows, progress=not args.quiet)
-    return write_report(
+    found = write_report(
         routing,
         args.out,
         title=f"Routing of {args.model}",
@@ -130,6 +134,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         examples=lambda found: maps(model, processor, routing, found, args.out, args.examples),
     )
+    if args.summary is not None:
+        write_summary(found, args.summary)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="model folder of this project")
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=FILE")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--summary", type=Path, help="a small file besides: ARM-seed-N.json")
     parser.add_argument("--items", type=int, default=25, help="a domain and language (default 25)")
     parser.add_argument("--examples", type=int, default=5, help="questions shown token by token")
     parser.add_argument("--shuffles", type=int, default=200, help="of the control (default 200)")

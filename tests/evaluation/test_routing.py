@@ -20,6 +20,7 @@ from llava_mole.evaluation.probes import Probe, read_probes, spread
 from llava_mole.evaluation.routing import PARTS, look, shuffled_within
 from llava_mole.evaluation.routing_pictures import router_names
 from llava_mole.evaluation.routing_report import write_report
+from llava_mole.evaluation.routing_summary import read_summaries
 from llava_mole.mole import MoleConfig
 from llava_mole.processing import IGNORE
 from tests.helpers import assistant, picture, user
@@ -313,10 +314,10 @@ def test_the_script_writes_a_folder_that_figures_can_be_worked_out_from(
     out = tmp_path / "routing"
     named = [f"{path.stem}={path}" for path in files]
     arguments = ["--model", str(tmp_path / "model"), "--out", str(out), "--data", *named]
-    assert (
-        script.main([*arguments, "--items", "2", "--examples", "2", "--shuffles", "5", "--quiet"])
-        == 0
-    )
+    kept = tmp_path / "kept" / "mixed-seed-1.json"
+    few = ["--items", "2", "--examples", "2", "--shuffles", "5", "--quiet", "--summary", str(kept)]
+    assert script.main([*arguments, *few]) == 0
+    assert list(read_summaries(kept.parent)["mixed"]) == [1]
     assert "bits a layer" in capsys.readouterr().out
     figures = json.loads((out / "routing.json").read_text(encoding="utf-8"))
     assert {one["probes"] for one in figures["cells"]} == {2}

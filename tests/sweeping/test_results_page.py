@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,26 @@ def test_a_block_of_nothing_known_is_refused(script: Any, words: list[str], tmp_
     (tmp_path / "page.md").write_text("<!-- other dev claims -->\n<!-- end -->\n", "utf-8")
     with pytest.raises(SystemExit, match="packs are mine dev"):
         script.main(words)
+
+
+def test_routing_is_asked_for_only_where_it_is_packed(
+    script: Any, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "page.md").write_text("<!-- mine dev routing -->\n<!-- end -->\n", "utf-8")
+    with pytest.raises(SystemExit, match=r"parts claims.*notes$"):
+        script.main(words)
+    known = {"entropy": 1.0, "bits": [0.25], "limit": [0.1], "p": [0.01]}
+    kept = {"data": "made", "cells": [], "routers": ["layers.0.mlp"], "experts": [2], "use": {},
+            "information": {"words": {"domain": known, "language": known}}}  # fmt: skip
+    folder = tmp_path / "packs" / "mine" / "routing-dev"
+    folder.mkdir()
+    (folder / "b-seed-1.json").write_text(json.dumps(kept), "utf-8")
+    (tmp_path / "page.md").write_text(
+        "![](mine-dev-routing-domain.png)\n<!-- mine dev routing -->\n<!-- end -->\n", "utf-8"
+    )
+    assert script.main(words) == 0
+    assert "| b | words | 1 | 0.250 |" in (tmp_path / "page.md").read_text("utf-8")
+    assert (tmp_path / "pictures" / "mine-dev-routing-domain.png").is_file()
 
 
 def test_the_page_in_the_repository_is_what_its_packs_say(script: Any) -> None:
