@@ -9,8 +9,8 @@ split that is packed, the page's blocks
 
     <!-- NAME SPLIT claims -->  …  <!-- end -->
 
-are written anew, `claims` being one of claims, domains, languages, kinds, costs, notes, routing;
-words outside of them are left alone. Pictures that the page shows, NAME-SPLIT-PART.png in
+are written anew, `claims` being one of claims, arms, domains, languages, kinds, costs, notes and
+routing; words outside of them are left alone. Pictures that the page shows, NAME-SPLIT-PART.png in
 docs/images/results with claims, domains, languages, routing-domain, routing-language, use or gates
 as PART, are drawn anew. Routing is what `benchmarks/routing_report.py --summary` left in
 configs/experiments/results/NAME/routing-SPLIT.
@@ -30,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from a clone, installed or not
 
+from llava_mole.evaluation.results import cell  # noqa: E402
 from llava_mole.evaluation.routing_summary import (  # noqa: E402
     Summaries,
     draw_gates,
@@ -43,10 +44,11 @@ from llava_mole.sweeping import SPLITS  # noqa: E402
 from llava_mole.sweeping.figures import draw_claims, draw_marks  # noqa: E402
 from llava_mole.sweeping.packing import read_pack  # noqa: E402
 from llava_mole.sweeping.report import SweepReport, claims_table, make_report  # noqa: E402
-from llava_mole.sweeping.sweep_file import read_sweep  # noqa: E402
+from llava_mole.sweeping.sweep_file import Sweep, read_sweep  # noqa: E402
 from llava_mole.sweeping.tables import (  # noqa: E402
     DOMAIN,
     LANGUAGE,
+    Mark,
     costs_table,
     kinds_table,
     marks_table,
@@ -57,38 +59,57 @@ PACKS = EXPERIMENTS / "results"
 PAGE = ROOT / "docs/results.md"
 PICTURES = ROOT / "docs/images/results"
 BLOCK = re.compile(r"(<!-- (\S+) (dev|test) (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-PARTS: dict[str, Callable[[SweepReport], str]] = {
-    "claims": lambda report: claims_table(report.verdicts),
-    "domains": lambda report: marks_table(report.marks, DOMAIN),
-    "languages": lambda report: marks_table(report.marks, LANGUAGE),
-    "kinds": lambda report: kinds_table(report.marks),
-    "costs": lambda report: costs_table(report.costs),
-    "notes": lambda report: "".join(f"- {note}\n" for note in report.notes),
-}
-SHOWN: dict[str, Callable[[SweepReport, Path], None]] = {
-    "claims": lambda report, path: draw_claims(report.verdicts, path),
-    "domains": lambda report, path: draw_marks(report.marks, DOMAIN, path),
-    "languages": lambda report, path: draw_marks(report.marks, LANGUAGE, path),
-}
-ROUTING: dict[str, Callable[[Summaries, Path], None]] = {
-    "routing-domain": lambda summaries, path: draw_information(summaries, path, "domain"),
-    "routing-language": lambda summaries, path: draw_information(summaries, path, "language"),
-    "use": lambda summaries, path: draw_use(summaries, path, "picture", "domain"),
-    "gates": draw_gates,
-}
 
 
 @dataclass(frozen=True)
 class Known:
     """What is packed of an experiment's split."""
 
+    sweep: Sweep
     report: SweepReport
     routing: Summaries
 
-    def part(self, name: str) -> str:
-        if name == "routing" and self.routing:
-            return information_rows(told(self.routing))
-        return PARTS[name](self.report)
+    def marks(self) -> list[Mark]:
+        """Without arms that stand together as a composed one."""
+        parts = {arm for own in self.sweep.composed.values() for arm in own.values()}
+        return [mark for mark in self.report.marks if mark.arm not in parts]
+
+    def arms(self) -> str:
+        """What the arms of the tables are."""
+        lines = ["| arm | | trained parameters | steps |", "|---|---|---:|---:|"]
+        costs = {cost.arm: cost for cost in self.report.costs}
+        for name in dict.fromkeys(mark.arm for mark in self.marks()):
+            own = list(self.sweep.composed.get(name, {"": name}).values())
+            first = self.sweep.arms[own[0]]
+            about = "; ".join(text for text in (first.about, first.other_data) if text)
+            if name in self.sweep.composed:
+                about = f"each domain by a model of its own, as in: {about}"
+            trained = f"{costs[own[0]].trained_parameters:,}"
+            trained = trained if len(own) == 1 else f"{len(own)} × {trained}"
+            steps = ", ".join(dict.fromkeys(str(costs[arm].steps) for arm in own))
+            lines.append(f"| {cell(name)} | {cell(about)} | {trained} | {steps} |")
+        return "\n".join(lines) + "\n"
+
+
+PARTS: dict[str, Callable[[Known], str]] = {
+    "claims": lambda known: claims_table(known.report.verdicts),
+    "arms": lambda known: known.arms(),
+    "domains": lambda known: marks_table(known.marks(), DOMAIN),
+    "languages": lambda known: marks_table(known.marks(), LANGUAGE),
+    "kinds": lambda known: kinds_table(known.marks()),
+    "costs": lambda known: costs_table(known.report.costs),
+    "notes": lambda known: "".join(f"- {note}\n" for note in known.report.notes),
+    "routing": lambda known: information_rows(told(known.routing)),
+}
+SHOWN: dict[str, Callable[[Known, Path], None]] = {
+    "claims": lambda known, path: draw_claims(known.report.verdicts, path),
+    "domains": lambda known, path: draw_marks(known.marks(), DOMAIN, path),
+    "languages": lambda known, path: draw_marks(known.marks(), LANGUAGE, path),
+    "routing-domain": lambda known, path: draw_information(known.routing, path, "domain"),
+    "routing-language": lambda known, path: draw_information(known.routing, path, "language"),
+    "use": lambda known, path: draw_use(known.routing, path, "picture", "domain"),
+    "gates": lambda known, path: draw_gates(known.routing, path),
+}
 
 
 def reports(packs: Path) -> dict[tuple[str, str], Known]:
@@ -100,8 +121,22 @@ def reports(packs: Path) -> dict[tuple[str, str], Known]:
             if (folder / f"{split}.json").is_file():
                 answers = read_pack(sweep, split, folder)
                 routing = read_summaries(folder / f"routing-{split}")
-                found[folder.name, split] = Known(make_report(sweep, split, answers), routing)
+                report = make_report(sweep, split, answers)
+                check_runs(folder / f"routing-{split}", routing, report)
+                found[folder.name, split] = Known(sweep, report, routing)
     return found
+
+
+def check_runs(folder: Path, routing: Summaries, report: SweepReport) -> None:
+    """
+    Raises:
+        SystemExit: a model is not that of a packed run.
+    """
+    runs = {(cost.arm, cost.seed): cost.digest for cost in report.costs}
+    for arm, seeds in routing.items():
+        for seed, one in seeds.items():
+            if one["run"] != runs.get((arm, seed)):
+                raise SystemExit(f"{folder}/{arm}-seed-{seed}.json: not of the run that is packed")
 
 
 def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
@@ -114,11 +149,12 @@ def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
     def block(match: re.Match[str]) -> str:
         start, name, split, part, _, end = match.groups()
         one = known.get((name, split))
-        parts = [*PARTS, *(["routing"] if one and one.routing else [])]
-        if one is None or part not in parts:
+        if one is None or part not in PARTS:
             shown = ", ".join(f"{one} {other}" for one, other in known)
-            raise SystemExit(f"{start.strip()}: packs are {shown}; parts {', '.join(parts)}")
-        return f"{start}{one.part(part).rstrip()}\n{end}"
+            raise SystemExit(f"{start.strip()}: packs are {shown}; parts {', '.join(PARTS)}")
+        if part == "routing" and not one.routing:
+            raise SystemExit(f"{start.strip()}: no routing is packed; routing_report.py --summary")
+        return f"{start}{PARTS[part](one).rstrip()}\n{end}"
 
     if text.count("<!--") != 2 * len(BLOCK.findall(text)):
         raise SystemExit("a comment that is no block: <!-- NAME dev|test PART --> … <!-- end -->")
@@ -127,15 +163,20 @@ def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
 
 def draw(known: dict[tuple[str, str], Known], folder: Path, page: str) -> None:
     """Those that the page shows."""
-    for (name, split), one in known.items():
-        for part in (*SHOWN, *ROUTING):
-            path = folder / f"{name}-{split}-{part}.png"
-            if path.name not in page:
-                continue
-            if part in SHOWN:
-                SHOWN[part](one.report, path)
-            else:
-                ROUTING[part](one.routing, path)
+    for path, one, part in pictures(known, folder, page):
+        SHOWN[part](one, path)
+
+
+def pictures(
+    known: dict[tuple[str, str], Known], folder: Path, page: str
+) -> list[tuple[Path, Known, str]]:
+    """Those that the page shows, of what, and which part of it."""
+    every = [
+        (folder / f"{name}-{split}-{part}.png", one, part)
+        for (name, split), one in known.items()
+        for part in SHOWN
+    ]
+    return [shown for shown in every if shown[0].name in page]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,9 +192,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = args.page.read_text("utf-8")
     after = filled(before, known)
     if args.check:
-        if after != before:
-            print(f"{args.page} is not what the packs say: python benchmarks/results.py")
-        return int(after != before)
+        old, new = (BLOCK.findall(text) for text in (before, after))
+        stale = [one[0].strip() for one, other in zip(old, new, strict=True) if one != other]
+        shown = [path for path, _, _ in pictures(known, args.pictures, after)]
+        stale += [f"{path} is not there" for path in shown if not path.is_file()]
+        for one in stale:
+            print(f"{args.page}, {one}: not what the packs say; python benchmarks/results.py")
+        return int(bool(stale))
     args.page.write_text(after, "utf-8")
     draw(known, args.pictures, after)
     print(f"{args.page}: {len(BLOCK.findall(after))} blocks from {len(known)} packs")

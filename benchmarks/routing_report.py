@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,12 @@ def maps(model: Any, processor: Any, routing: Routing, found: dict[str, Any], ou
     return "\n".join(parts)
 
 
+def run_of(model: Path) -> dict[str, str]:
+    """Digest of the sweep's run that left the model; empty for other models."""
+    done = model.resolve().parent / "done.json"
+    return {"run": json.loads(done.read_text("utf-8"))["digest"]} if done.is_file() else {}
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -129,7 +136,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         routing,
         args.out,
         title=f"Routing of {args.model}",
-        about={"model": str(args.model), "data": ", ".join(args.data)},
+        about={"model": str(args.model), "data": ", ".join(args.data), **run_of(args.model)},
         shuffles=args.shuffles,
         seed=args.seed,
         examples=lambda found: maps(model, processor, routing, found, args.out, args.examples),

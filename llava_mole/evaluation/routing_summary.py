@@ -20,9 +20,13 @@ from matplotlib.figure import Figure
 from llava_mole.errors import DataError
 from llava_mole.evaluation.routing import LABELS, PARTS
 from llava_mole.evaluation.routing_pictures import COLOURS, heat_maps, router_names, save, ticks
+from llava_mole.folders import writing_file
 
 NAME = re.compile(r"(?P<arm>.+)-seed-(?P<seed>\d+)\.json")
 SURE = 0.05
+ASKED = ("data", "cells", "shuffles", "seed", "languages_shuffled_within")
+"""What all models of a table share."""
+SHOWN = ("picture", "words", "answer")
 Summaries = dict[str, dict[int, dict[str, Any]]]
 """arm -> seed -> what `summary` kept."""
 
@@ -59,6 +63,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("cells", "routers", "experts", "shuffles", "seed", "languages_shuffled_within")
     }
     kept["data"] = found["about"]["data"]
+    kept["run"] = found["about"].get("run")
     kept["information"] = {
         part: {label: columns(entries) for label, entries in known.items()}
         for part, known in found["information"].items()
@@ -111,29 +116,50 @@ def write_summary(found: Mapping[str, Any], path: Path) -> None:
         DataError: the file's name does not say arm and seed.
     """
     check_name(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(json.dumps(summary(found), ensure_ascii=False) + "\n", "utf-8")
-    beside.replace(path)
+    with writing_file(path) as file:
+        file.write(json.dumps(summary(found), ensure_ascii=False) + "\n")
 
 
 def read_summaries(folder: Path) -> Summaries:
     """arm -> seed -> what `write_summary` kept, seeds in order.
 
     Raises:
-        DataError: a file that is none of these; models of an arm that were asked other questions.
+        DataError: a file that is none of these; models that were not asked the same questions, or
+            models of an arm that do not have the same routers or the same gate.
     """
     found: Summaries = {}
-    for path in sorted(folder.glob("*.json")):
+    first: tuple[Path, dict[str, Any]] | None = None
+    for path in sorted(folder.glob("[!.]*.json")):
         match = check_name(path)
-        kept = json.loads(path.read_text("utf-8"))
+        try:
+            kept = json.loads(path.read_text("utf-8"))
+            parts = {part: sorted(known) for part, known in kept["information"].items()}
+            if any(labels != sorted(LABELS) for labels in parts.values()):
+                raise KeyError("domain or language")
+            first = first or (path, kept)
+            same_as(*first, path, kept, ASKED)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: no summary of routing ({error!r}); write it anew") from error
         own = found.setdefault(match["arm"], {})
-        for other, one in own.items():
-            for key in ("data", "cells", "routers", "experts"):
-                if one[key] != kept[key]:
-                    raise DataError(f"{path}: other {key} than seed {other}'s; summarise both anew")
+        for seed, one in own.items():
+            other = path.with_name(f"{match['arm']}-seed-{seed}.json")
+            same_as(other, one, path, kept, ("routers", "experts"))
+            if parts.keys() != one["information"].keys():
+                raise DataError(f"{path}: other parts than {other.name}; summarise both anew")
         own[int(match["seed"])] = kept
     return {arm: dict(sorted(own.items())) for arm, own in found.items()}
+
+
+def same_as(
+    first: Path, one: Mapping[str, Any], path: Path, other: Mapping[str, Any], keys: Sequence[str]
+) -> None:
+    """
+    Raises:
+        DataError: they differ in one of the keys.
+    """
+    for key in keys:
+        if one[key] != other[key]:
+            raise DataError(f"{path}: other {key} than {first.name}; summarise both anew")
 
 
 def told(summaries: Summaries) -> list[Told]:
@@ -142,7 +168,7 @@ def told(summaries: Summaries) -> list[Told]:
     for arm, seeds in summaries.items():
         every = [one["information"] for one in seeds.values()]
         for part in (*PARTS, "gate"):
-            if not all(part in one for one in every):
+            if part not in every[0]:
                 continue
             for label in LABELS:
                 own = [one[part][label] for one in every]
@@ -156,11 +182,13 @@ def told(summaries: Summaries) -> list[Told]:
 def information_rows(found: Sequence[Told]) -> str:
     """Markdown: a line for each arm and kind of token.
 
-    Bits are means over seeds: of all layers, and of the layer that tells most; "sure" is the share
-    of layers and seeds whose p is below 0.05, which chance alone gives one in twenty of.
+    Bits are means over seeds: of all layers, and of the layer that tells most of them; "p < 0.05"
+    is the share of layers and seeds of which that is true, by chance alone one in twenty.
     """
     entropy = {one.label: one.entropy for one in found}
-    head = "".join(f" {label}, of {entropy[label]:.2f} bits | most | sure |" for label in LABELS)
+    head = "".join(
+        f" {label}, of {entropy[label]:.2f} bits | highest layer | p < 0.05 |" for label in LABELS
+    )
     lines = [f"| arm | tokens | seeds |{head}", "|---|---|---:|" + "---:|---:|---:|" * len(LABELS)]
     for arm, part in dict.fromkeys((one.arm, one.part) for one in found):
         own = {one.label: one for one in found if (one.arm, one.part) == (arm, part)}
@@ -174,32 +202,30 @@ def information_rows(found: Sequence[Told]) -> str:
 
 
 def draw_information(summaries: Summaries, path: Path, label: str) -> None:
-    """A panel an arm with experts: bits by layer, a line a part, from the least seed to the most;
-    dotted what 95 of 100 shuffles stay below, the mean over parts and seeds."""
-    every = [
-        one for one in told(summaries) if one.label == label and one.part not in ("all", "gate")
-    ]
+    """A panel an arm with experts: bits by layer, a line a part, shaded from the least seed to the
+    most; dotted, in the part's colour, what 95 of 100 shuffles stay below."""
+    every = [one for one in told(summaries) if one.label == label and one.part in SHOWN]
     arms = list(dict.fromkeys(one.arm for one in every))
     if not arms:
         raise DataError(f"{path.name}: no arm has experts to draw")
-    figure = Figure(figsize=(max(4.5, 3.6 * len(arms)), 3.2), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 3.6 * len(arms)), 3.4), layout="constrained")
     axes: Any = figure.subplots(1, len(arms), squeeze=False, sharey=True)[0]
-    for axis, arm in zip(axes, arms, strict=True):
-        own = [one for one in every if one.arm == arm]
-        names = router_names(next(iter(summaries[arm].values()))["routers"])
-        places = np.arange(len(names))
-        for colour, one in zip(COLOURS, own, strict=False):
-            axis.plot(places, one.bits.mean(0), color=colour, label=one.part)
-            axis.fill_between(
-                places, one.bits.min(0), one.bits.max(0), color=colour, alpha=0.25, linewidth=0
-            )
-        limit = np.mean([one.limit.mean(0) for one in own], axis=0)
-        axis.plot(places, limit, color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(arm, fontsize="medium")
+    lines: dict[str, Any] = {}
+    for one in every:
+        axis = axes[arms.index(one.arm)]
+        names = router_names(next(iter(summaries[one.arm].values()))["routers"])
+        places, colour = np.arange(len(names)), COLOURS[SHOWN.index(one.part)]
+        [lines[one.part]] = axis.plot(places, one.bits.mean(0), color=colour)
+        low, high = one.bits.min(0), one.bits.max(0)
+        axis.fill_between(places, low, high, color=colour, alpha=0.25, linewidth=0)
+        axis.plot(places, one.limit.mean(0), color=colour, linewidth=0.9, linestyle=":")
+        axis.set_title(one.arm, fontsize="medium")
         axis.set_xticks(*ticks(names, 12))
         axis.set_xlabel("layer")
     axes[0].set_ylabel(f"bits about the {label}, of {every[0].entropy:.2f}")
-    axes[-1].legend(title="tokens", fontsize="small")
+    figure.legend(
+        lines.values(), lines, title="tokens", fontsize="small", loc="outside right upper"
+    )
     save(figure, path)
 
 
@@ -209,7 +235,11 @@ def draw_gates(summaries: Summaries, path: Path, by: str = "language") -> None:
     arms = {arm: one for arm, one in arms.items() if one.get("gate")}
     if not arms:
         raise DataError(f"{path.name}: no arm has Parrot's gate to draw")
-    labels = list(next(iter(arms.values()))["gate"][by])
+    labels = [
+        label
+        for label in next(iter(arms.values()))["gate"][by]
+        if all(label in one["gate"][by] for one in arms.values())
+    ]
     figure = Figure(figsize=(1.2 + 2.6 * len(arms), 1.2 + 0.34 * len(labels)), layout="constrained")
     axes: Any = figure.subplots(1, len(arms), squeeze=False, sharey=True)[0]
     weights = {

@@ -154,9 +154,19 @@ def test_what_does_not_go_together_is_refused(
     write_summary(
         {**reports["both-seed-3.json"], "about": {"data": "other"}}, folder / "both-seed-4.json"
     )
-    with pytest.raises(DataError, match=r"both-seed-4\.json: other data than seed"):
+    with pytest.raises(DataError, match=r"both-seed-4\.json: other data than both-seed-11\.json"):
+        read_summaries(folder)
+    write_summary(reports["experts-seed-3.json"], folder / "both-seed-4.json")
+    with pytest.raises(DataError, match=r"both-seed-4\.json: other parts than both-seed-"):
         read_summaries(folder)
     (folder / "both-seed-4.json").unlink()
+    (folder / ".both-seed-5.json").write_text("{", "utf-8")  # of a call that was killed
+    assert list(read_summaries(folder)) == ["both", "experts", "gate"]
+    for text in ("{", "[]", '{"information": {"words": {}}}'):
+        (folder / "gate-seed-4.json").write_text(text, "utf-8")
+        with pytest.raises(DataError, match=r"gate-seed-4\.json: no summary of routing"):
+            read_summaries(folder)
+    (folder / "gate-seed-4.json").unlink()
     (folder / "notes.json").write_text(json.dumps({}), "utf-8")
     with pytest.raises(DataError, match=r"notes\.json: its name"):
         read_summaries(folder)

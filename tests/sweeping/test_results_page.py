@@ -81,24 +81,50 @@ def test_a_block_of_nothing_known_is_refused(script: Any, words: list[str], tmp_
         script.main(words)
 
 
-def test_routing_is_asked_for_only_where_it_is_packed(
+def test_arms_are_told_apart_by_what_they_are(
     script: Any, words: list[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "page.md").write_text("<!-- mine dev routing -->\n<!-- end -->\n", "utf-8")
-    with pytest.raises(SystemExit, match=r"parts claims.*notes$"):
-        script.main(words)
+    (tmp_path / "page.md").write_text("<!-- mine dev arms -->\n<!-- end -->\n", "utf-8")
+    assert script.main(words) == 0
+    lines = (tmp_path / "page.md").read_text("utf-8").splitlines()
+    assert [line.split(" | ")[0] for line in lines[3:-1]] == ["| a", "| b"]
+
+
+@pytest.fixture
+def routed(tmp_path: Path, words: list[str]) -> Path:
+    """Routing of one of the packed runs, and a page that shows it."""
+    pack = json.loads((tmp_path / "packs" / "mine" / "dev.json").read_text("utf-8"))
+    digest = pack["runs"]["b/seed-0"]["done"]["digest"]
     known = {"entropy": 1.0, "bits": [0.25], "limit": [0.1], "p": [0.01]}
-    kept = {"data": "made", "cells": [], "routers": ["layers.0.mlp"], "experts": [2], "use": {},
+    kept = {"data": "made", "cells": [], "shuffles": 9, "seed": 0, "run": digest, "use": {},
+            "languages_shuffled_within": "picture", "routers": ["layers.0.mlp"], "experts": [2],
             "information": {"words": {"domain": known, "language": known}}}  # fmt: skip
-    folder = tmp_path / "packs" / "mine" / "routing-dev"
-    folder.mkdir()
-    (folder / "b-seed-1.json").write_text(json.dumps(kept), "utf-8")
+    path = tmp_path / "packs" / "mine" / "routing-dev" / "b-seed-0.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(kept), "utf-8")
     (tmp_path / "page.md").write_text(
         "![](mine-dev-routing-domain.png)\n<!-- mine dev routing -->\n<!-- end -->\n", "utf-8"
     )
+    return path
+
+
+def test_routing_stands_beside_the_answers_of_its_run(
+    script: Any, words: list[str], routed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert script.main(words) == 0
     assert "| b | words | 1 | 0.250 |" in (tmp_path / "page.md").read_text("utf-8")
-    assert (tmp_path / "pictures" / "mine-dev-routing-domain.png").is_file()
+    assert script.main([*words, "--check"]) == 0
+    (tmp_path / "pictures" / "mine-dev-routing-domain.png").unlink()
+    capsys.readouterr()
+    assert script.main([*words, "--check"]) == 1
+    assert "mine-dev-routing-domain.png is not there" in capsys.readouterr().out
+    other = json.loads(routed.read_text("utf-8")) | {"run": "another"}
+    routed.write_text(json.dumps(other), "utf-8")
+    with pytest.raises(SystemExit, match=r"b-seed-0\.json: not of the run that is packed"):
+        script.main(words)
+    routed.unlink()
+    with pytest.raises(SystemExit, match="no routing is packed"):
+        script.main(words)
 
 
 def test_the_page_in_the_repository_is_what_its_packs_say(script: Any) -> None:
