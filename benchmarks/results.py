@@ -9,11 +9,11 @@ split that is packed, the page's blocks
 
     <!-- NAME SPLIT claims -->  …  <!-- end -->
 
-are written anew, `claims` being one of claims, arms, domains, languages, kinds, costs, notes and
-routing; words outside of them are left alone. Pictures that the page shows, NAME-SPLIT-PART.png in
-docs/images/results with claims, domains, languages, routing-domain, routing-language, use or gates
-as PART, are drawn anew. Routing is what `benchmarks/routing_report.py --summary` left in
-configs/experiments/results/NAME/routing-SPLIT.
+are written anew, `claims` being one of claims, differences (claims of one seed), arms, domains,
+languages, kinds, costs, notes and routing; words outside of them are left alone. Pictures that the
+page shows, NAME-SPLIT-PART.png in docs/images/results with claims, domains, languages,
+routing-domain, routing-language, use or gates as PART, are drawn anew. Routing is what
+`benchmarks/routing_report.py --summary` left in configs/experiments/results/NAME/routing-SPLIT.
 After new runs: `llava-mole sweep configs/experiments/NAME-sweep.yaml --split SPLIT --pack
 configs/experiments/results/NAME`, then this.
 """
@@ -90,9 +90,19 @@ class Known:
             lines.append(f"| {cell(name)} | {cell(about)} | {trained} | {steps} |")
         return "\n".join(lines) + "\n"
 
+    def differences(self) -> str:
+        """Claims without verdicts, for what one seed says."""
+        lines = ["| | difference | 95 % over pictures |", "|---|---:|---|"]
+        for one in self.report.verdicts:
+            if one.mean is not None and one.low is not None and one.high is not None:
+                low, high = f"{100 * one.low:+.1f}", f"{100 * one.high:+.1f}"
+                lines.append(f"| {cell(one.about)} | {100 * one.mean:+.1f} | {low} to {high} |")
+        return "\n".join(lines) + "\n"
+
 
 PARTS: dict[str, Callable[[Known], str]] = {
     "claims": lambda known: claims_table(known.report.verdicts),
+    "differences": lambda known: known.differences(),
     "arms": lambda known: known.arms(),
     "domains": lambda known: marks_table(known.marks(), DOMAIN),
     "languages": lambda known: marks_table(known.marks(), LANGUAGE),

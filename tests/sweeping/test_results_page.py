@@ -88,6 +88,10 @@ def test_arms_are_told_apart_by_what_they_are(
     assert script.main(words) == 0
     lines = (tmp_path / "page.md").read_text("utf-8").splitlines()
     assert [line.split(" | ")[0] for line in lines[3:-1]] == ["| a", "| b"]
+    (tmp_path / "page.md").write_text("<!-- mine dev differences -->\n<!-- end -->\n", "utf-8")
+    assert script.main(words) == 0
+    [row] = (tmp_path / "page.md").read_text("utf-8").splitlines()[3:-1]
+    assert row.startswith("| b is better | +")
 
 
 @pytest.fixture
