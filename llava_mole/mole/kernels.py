@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava_mole.errors import ConfigError
-from llava_mole.mole.route import PairedRoute, Route, spread
+from llava_mole.mole.route import PairedRoute, Route, has_amx, spread
 
 if TYPE_CHECKING:
     from llava_mole.mole.bank import ExpertBank
@@ -32,8 +32,9 @@ PRODUCTS = ("AddmmBackward0", "MmBackward0", "ViewBackward0", "UnsafeViewBackwar
 """What a plain linear's output comes from."""
 Kernel = Callable[["ExpertBank", Tensor, Any, Tensor, Tensor | None], Tensor]
 SORTED = ("tiled", "grouped")
-WIDE_UNITS = 384
-"""Up to this many rank units `masked` beats sorting on a CPU (benchmarks/README.md)."""
+WIDE_UNITS, PLAIN_WIDE_UNITS = 384, 96
+"""Up to this many rank units `masked` beats sorting; the second on a CPU whose products are plain,
+without AMX (benchmarks/README.md)."""
 
 
 def choose(
@@ -61,7 +62,8 @@ def choose(
         return "masked"
     if 2 * tokens * top_k <= experts:
         return "gathered"
-    if units <= WIDE_UNITS or not sortable or top_k > 1:
+    plain = device.type == "cpu" and not has_amx()
+    if units <= (PLAIN_WIDE_UNITS if plain else WIDE_UNITS) or not sortable or top_k > 1:
         return "masked"
     if device.type == "cpu":
         return "tiled"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -169,8 +170,24 @@ class _Permute(torch.autograd.Function):
         return flat.index_select(0, inverse).view_as(grad), None, None
 
 
-EXPERTS_PER_TILE = 16
-"""A tile of sorted tokens meets about this many experts; see benchmarks/README.md."""
+TILE_EXPERTS, AMX_TILE_EXPERTS = 4, 16
+"""A tile of sorted tokens meets about this many experts, the more where products are cheap."""
+TILE_TOKENS = 128
+"""It has at least this many tokens. Both as measured, see benchmarks/README.md."""
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies whole tiles of bf16, as Intel's AMX does: wide products are then
+    cheap beside the memory that they read. Torch older than its own answer: no."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("amx_bf16", False))
+
+
+def tile_count(tokens: int, experts: int) -> int:
+    """In how many tiles sorted tokens are multiplied on a CPU."""
+    count = round(experts / (AMX_TILE_EXPERTS if has_amx() else TILE_EXPERTS))
+    return max(1, min(count, tokens // TILE_TOKENS))
 
 
 class Layout:
@@ -220,8 +237,7 @@ class Layout:
         """
         if self._tiles is None:
             total = len(self.experts)
-            count = max(1, round(self.num_experts / EXPERTS_PER_TILE))
-            size = max(1, -(-total // count))
+            size = max(1, -(-total // tile_count(total, self.num_experts)))
             starts = list(range(0, total, size))
             first = self.experts[starts].tolist()
             stops = [min(start + size, total) for start in starts]
