@@ -51,6 +51,7 @@ from llava_mole.mole import (
     mark_trainable,
     route_statistics,
 )
+from llava_mole.training.memory import keep_freed_memory
 
 TARGETS = ["gate_proj", "up_proj", "down_proj"]
 RANK, ALPHA = 16, 32
@@ -549,6 +550,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
+    keep_freed_memory()  # as `llava-mole train` does; for every arm
     results = {}
     for dtype in options.adapter_dtype:
         print(f"{options.kind}, {options.size}, {dtype} adapters", file=sys.stderr)

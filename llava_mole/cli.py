@@ -294,6 +294,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from llava_mole import ranks
 
                 return ranks.launch(words, workers)
+        if trains:
+            from llava_mole.training.memory import keep_freed_memory
+
+            keep_freed_memory()
         commands = {
             "quickstart": quickstart,
             "train": train,

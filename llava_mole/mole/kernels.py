@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava_mole.errors import ConfigError
-from llava_mole.mole.route import PairedRoute, Route, has_amx, spread
+from llava_mole.mole.route import HAS_AMX, PairedRoute, Route, spread
 
 if TYPE_CHECKING:
     from llava_mole.mole.bank import ExpertBank
@@ -62,7 +62,7 @@ def choose(
         return "masked"
     if 2 * tokens * top_k <= experts:
         return "gathered"
-    plain = device.type == "cpu" and not has_amx()
+    plain = device.type == "cpu" and not HAS_AMX
     if units <= (PLAIN_WIDE_UNITS if plain else WIDE_UNITS) or not sortable or top_k > 1:
         return "masked"
     if device.type == "cpu":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -176,17 +175,19 @@ TILE_TOKENS = 128
 """It has at least this many tokens. Both as measured, see benchmarks/README.md."""
 
 
-@cache
-def has_amx() -> bool:
+def find_amx() -> bool:
     """Whether the CPU multiplies whole tiles of bf16, as Intel's AMX does: wide products are then
     cheap beside the memory that they read. Torch older than its own answer: no."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(known.get("amx_bf16", False))
+
+
+HAS_AMX = find_amx()
 
 
 def tile_count(tokens: int, experts: int) -> int:
     """In how many tiles sorted tokens are multiplied on a CPU."""
-    count = round(experts / (AMX_TILE_EXPERTS if has_amx() else TILE_EXPERTS))
+    count = round(experts / (AMX_TILE_EXPERTS if HAS_AMX else TILE_EXPERTS))
     return max(1, min(count, tokens // TILE_TOKENS))
 
 

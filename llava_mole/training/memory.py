@@ -6,6 +6,8 @@ it is reached, then what changes the data or the model.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,26 @@ from llava_mole.errors import TrainingError
 from llava_mole.training.recipe import Recipe, StageRecipe
 
 GIB = 2**30
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Names of malloc.h for `mallopt`."""
+OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees on the CPU, for its next step; True where it does.
+
+    glibc hands large blocks back to the system as they are freed and gets the next ones empty, so
+    that every step pays for each page of its activations and gradients anew
+    (benchmarks/README.md has what that costs). Nothing is changed where an accelerator holds the
+    tensors, where the C library is another, or where the environment says how memory is allocated.
+    """
+    if torch.accelerator.is_available() or any(name in os.environ for name in OWN_SETTINGS):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # musl, macOS, Windows
+        return False
+    return bool(mallopt(MMAP_THRESHOLD, GIB)) and bool(mallopt(TRIM_THRESHOLD, -1))
 
 
 def peak_memory_gib() -> float:

@@ -1,5 +1,7 @@
 """Kernels agree with `reference`: output and every gradient, in every dtype and shape of route."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,13 +11,31 @@ from torch.testing import assert_close
 
 from llava_mole.errors import ConfigError
 from llava_mole.mole import ExpertBank, LinearRouter, PairedRoute, Route, RouteContext
+from llava_mole.mole import kernels as kernels_module
+from llava_mole.mole import route as route_module
 from llava_mole.mole.config import KERNELS as NAMES
 from llava_mole.mole.kernels import KERNELS, SORTED, choose
-from llava_mole.mole.route import Layout
+from llava_mole.mole.route import Layout, tile_count
 
 IN, OUT = 24, 16
 SPARSE = ["gathered", "tiled", "grouped"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_tiles() -> Iterator[None]:
+    """As many tiles for the few tokens here as for a thousand."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(route_module, "TILE_TOKENS", 4)
+        yield
+
+
+@pytest.fixture(params=[False, True], ids=["plain products", "AMX"])
+def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the CPU is taken for one that multiplies tiles."""
+    for module in (route_module, kernels_module):
+        monkeypatch.setattr(module, "HAS_AMX", request.param)
+    return request.param
 
 
 def make_bank(
@@ -305,10 +325,22 @@ def test_one_token_under_autocast_is_not_rounded_on_the_way() -> None:
             assert torch.equal(bank(x, route, linear.clone()), expected)
 
 
-def test_tiles_cover_every_token_once_and_name_the_experts_in_them() -> None:
+def test_tiles_are_many_where_products_are_dear_and_have_enough_tokens(
+    amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route_module, "TILE_TOKENS", 128)
+    assert tile_count(1024, 64) == (4 if amx else 8)
+    assert tile_count(8192, 64) == (4 if amx else 16)
+    assert tile_count(1024, 16) == (1 if amx else 4)
+    assert tile_count(300, 64) == 2
+    assert tile_count(1, 64) == tile_count(1024, 2) == 1
+
+
+def test_tiles_cover_every_token_once_and_name_the_experts_in_them(amx: bool) -> None:
     indices = torch.randint(40, (101, 1), generator=torch.Generator().manual_seed(0))
     layout = Layout(indices, 40, "tiled")
     tiles = layout.tiles()
+    assert len(tiles) == (2 if amx else 10)
     assert [a for a, *_ in tiles] == [0, *(b for _, b, *_ in tiles[:-1])]
     assert tiles[-1][1] == 101
     for start, stop, low, high in tiles:
@@ -370,6 +402,14 @@ def test_auto_names_a_kernel_that_there_is() -> None:
     assert chosen(ranks=(16,) * 64) == "tiled"
     assert chosen(ranks=(16,) * 64, device=torch.device("cuda")) == "grouped"
     assert chosen(1, ranks=(16,) * 64) == "gathered"
+
+
+def test_auto_sorts_earlier_where_products_are_dear(amx: bool) -> None:
+    middle = (16,) * 16
+    assert chosen() == "masked"
+    assert chosen(ranks=middle) == ("masked" if amx else "tiled")
+    assert chosen(ranks=middle, device=torch.device("cuda")) == "masked"
+    assert chosen(ranks=(16,) * 32) == "tiled"
 
 
 def test_auto_never_names_one_that_cannot_take_the_route() -> None:

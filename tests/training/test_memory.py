@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ import torch
 
 from llava_mole.cli import main
 from llava_mole.errors import TrainingError
-from llava_mole.training.memory import memory_advice, ran_out
+from llava_mole.training.memory import OWN_SETTINGS, memory_advice, ran_out
 from llava_mole.training.recipe import Recipe
 from llava_mole.training.schema import load_recipe
 
@@ -108,3 +113,36 @@ def test_a_run_that_runs_out_ends_in_one_message(
     said = capsys.readouterr().err
     assert "stage instruct: memory ran out" in said
     assert "Traceback" not in said
+
+
+KEEPS = """
+import json, resource, torch
+from llava_mole.training.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        parts = [torch.ones(2**20) for _ in range(8)]  # 4 MiB each, all freed at once
+        del parts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first, kept = faults(), keep_freed_memory()
+faults()
+print(json.dumps([first, kept, faults()]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="of runs on the CPU")
+def test_what_is_freed_is_kept_unless_the_environment_says_otherwise() -> None:
+    """A page that the system gives is a fault; 4 x 8 blocks of 4 MiB have 32,768 of 4 KiB."""
+
+    def run(**more: str) -> list[int]:
+        plain = {key: value for key, value in os.environ.items() if key not in OWN_SETTINGS}
+        program = [sys.executable, "-c", KEEPS]
+        return json.loads(subprocess.check_output(program, env={**plain, **more}, text=True))
+
+    before, kept, after = run()
+    assert kept
+    assert after < 0.05 * before
+    assert run(MALLOC_TRIM_THRESHOLD_="131072")[1] is False
