@@ -411,6 +411,7 @@ def measure_memory(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
     peaks, parameters = {}, {}
     for name in tqdm(options.arms, desc="arms", file=sys.stderr):
         command = [sys.executable, __file__, "peak", "--arms", name, "--adapter-dtype", dtype]
+        command += ["--keep-memory"] if options.keep_memory else []
         for key in ("size", "vocabulary", "batch", "length"):
             command += [f"--{key}", str(getattr(options, key))]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -544,13 +545,19 @@ def parser() -> argparse.ArgumentParser:
         help="float32 adapters compute in bf16 under autocast, PEFT's too",
     )
     result.add_argument("--rounds", type=int, default=15)
+    result.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="every arm keeps what it frees, as `llava-mole train` does",
+    )
     result.add_argument("--out", type=Path, help="folder for result.json and plot.png")
     return result
 
 
 def main() -> None:
     options = parser().parse_args()
-    keep_freed_memory()  # as `llava-mole train` does; for every arm
+    if options.keep_memory:
+        keep_freed_memory()
     results = {}
     for dtype in options.adapter_dtype:
         print(f"{options.kind}, {options.size}, {dtype} adapters", file=sys.stderr)

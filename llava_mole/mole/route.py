@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -169,10 +170,10 @@ class _Permute(torch.autograd.Function):
         return flat.index_select(0, inverse).view_as(grad), None, None
 
 
-TILE_EXPERTS, AMX_TILE_EXPERTS = 4, 16
-"""A tile of sorted tokens meets about this many experts, the more where products are cheap."""
-TILE_TOKENS = 128
-"""It has at least this many tokens. Both as measured, see benchmarks/README.md."""
+TILE_TOKENS, TILE_STEP = 128, 32
+"""Tokens that a tile has on average at least, and what its length is a multiple of."""
+AMX_TILE_EXPERTS = 16
+"""Where products are cheap a tile has so many experts. All as measured: benchmarks/README.md."""
 
 
 def find_amx() -> bool:
@@ -187,7 +188,7 @@ HAS_AMX = find_amx()
 
 def tile_count(tokens: int, experts: int) -> int:
     """In how many tiles sorted tokens are multiplied on a CPU."""
-    count = round(experts / (AMX_TILE_EXPERTS if HAS_AMX else TILE_EXPERTS))
+    count = round(experts / AMX_TILE_EXPERTS) if HAS_AMX else experts
     return max(1, min(count, tokens // TILE_TOKENS))
 
 
@@ -232,20 +233,25 @@ class Layout:
         return _Permute.apply(x, self.inverse(), self.order)
 
     def tiles(self) -> list[tuple[int, int, int, int]]:
-        """(start, stop, first expert, one past the last expert) of tiles of equal length.
+        """(start, stop, first expert, one past the last expert): neighbouring experts, each in one
+        tile, and the tokens that chose them. So that few shapes occur, a tile is lengthened to a
+        multiple of `TILE_STEP` tokens by some that belong to its neighbours.
 
-        Reads the experts on the host: for the CPU.
+        Reads the experts' ends on the host: for the CPU.
         """
         if self._tiles is None:
-            total = len(self.experts)
-            size = max(1, -(-total // tile_count(total, self.num_experts)))
-            starts = list(range(0, total, size))
-            first = self.experts[starts].tolist()
-            stops = [min(start + size, total) for start in starts]
-            last = self.experts[[stop - 1 for stop in stops]].tolist()
-            self._tiles = [
-                (a, b, lo, hi + 1) for a, b, lo, hi in zip(starts, stops, first, last, strict=True)
-            ]
+            total, ends = len(self.experts), [0, *self.ends.tolist()]
+            count = tile_count(total, self.num_experts)
+            bounds = [round(tile * self.num_experts / count) for tile in range(count + 1)]
+            self._tiles = []
+            for low, high in pairwise(bounds):
+                own = [expert for expert in range(low, high) if ends[expert] < ends[expert + 1]]
+                if not own:
+                    continue
+                start, stop = ends[own[0]], ends[own[-1] + 1]
+                length = min(total, -(-(stop - start) // TILE_STEP) * TILE_STEP)
+                start = min(start, total - length)
+                self._tiles.append((start, start + length, own[0], own[-1] + 1))
         return self._tiles
 
     def masks(self, rank: int, scaling: float, dtype: torch.dtype) -> list[Tensor]:

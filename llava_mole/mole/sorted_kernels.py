@@ -6,9 +6,8 @@ the banks inside see sorted tokens (`Route.layout`). A router of a single linear
 `grouped` is `torch.nn.functional.grouped_mm`, nothing read on the host. On a CPU that function is
 one product per expert, each of another length: the math library prepares (and caches) a program
 for every shape it meets, routes change every step, and preparing costs more than computing.
-`tiled` therefore cuts the sorted tokens into tiles of one length; a tile meets few neighbouring
-experts, whose units are one slice of A and of B, and a mask keeps each token to its own.
-"""
+`tiled` therefore goes by tiles of few lengths: neighbouring experts, whose units are one slice of
+A X"""
 
 from __future__ import annotations
 
@@ -132,10 +131,10 @@ class _Tiled(torch.autograd.Function):
         needs = ctx.needs_input_grad
         grad_A = _Rows(A) if needs[3] else None
         grad_B = _Rows(B) if needs[4] else None
-        grad_gate = torch.empty_like(gate) if needs[5] else None
+        grad_gate = torch.zeros_like(gate) if needs[5] else None
         grad_x = None
         if needs[1]:
-            grad_x = torch.empty_like(x) if weight is None else torch.mm(flat, weight)
+            grad_x = torch.zeros_like(x) if weight is None else torch.mm(flat, weight)
         masks = layout.masks(rank, ctx.scaling, x.dtype)
         for (start, stop, low, high), mask, hidden in zip(
             layout.tiles(), masks, hiddens, strict=True
@@ -144,21 +143,17 @@ class _Tiled(torch.autograd.Function):
             g = flat[start:stop]
             grad_hidden = torch.mm(g, B[units].to(x.dtype).T)
             if grad_gate is not None:  # `hidden` is masked and scaled already
-                grad_gate[start:stop] = (grad_hidden * hidden).to(gate.dtype).sum(1)
+                grad_gate[start:stop] += (grad_hidden * hidden).to(gate.dtype).sum(1)
             if gate is not None:
                 column = gate[start:stop, None].to(x.dtype)
                 hidden, grad_hidden = hidden * column, grad_hidden.mul_(column)
             grad_hidden.mul_(mask)
             if grad_B is not None:
-                grad_B.add_product(units, hidden.T, g)
+                grad_B.put_product(units, hidden.T, g)
             if grad_A is not None:
-                grad_A.add_product(units, grad_hidden.T, x[start:stop])
+                grad_A.put_product(units, grad_hidden.T, x[start:stop])
             if grad_x is not None:
-                a = A[units].to(x.dtype)
-                if weight is None:
-                    torch.mm(grad_hidden, a, out=grad_x[start:stop])
-                else:
-                    grad_x[start:stop].addmm_(grad_hidden, a)
+                grad_x[start:stop].addmm_(grad_hidden, A[units].to(x.dtype))
         return (
             grad if weight is None else None,
             grad_x,
@@ -173,25 +168,20 @@ class _Tiled(torch.autograd.Function):
 
 
 class _Rows:
-    """A gradient filled from the first row to the last by products whose rows overlap at the edge:
-    an expert may end in one tile and begin in the one before. Each row is written once."""
+    """A gradient whose rows are written once, from the first to the last; zero where none was."""
 
     def __init__(self, parameter: Tensor) -> None:
         self.value = torch.empty_like(parameter)
         self.done = 0
 
-    def add_product(self, rows: slice, left: Tensor, right: Tensor) -> None:
-        self.value[self.done : rows.start].zero_()
-        begun = max(0, self.done - rows.start)
+    def put_product(self, rows: slice, left: Tensor, right: Tensor) -> None:
+        if self.done < rows.start:
+            self.value[self.done : rows.start].zero_()
         target = self.value[rows]
         if target.dtype == left.dtype:
-            before = target[:begun].clone()
             torch.mm(left, right, out=target)
-            target[:begun] += before
         else:
-            product = torch.mm(left, right)
-            target[:begun] += product[:begun]
-            target[begun:] = product[begun:]
+            target.copy_(torch.mm(left, right))
         self.done = rows.stop
 
     def finish(self) -> Tensor:
