@@ -145,8 +145,11 @@ def check_runs(folder: Path, routing: Summaries, report: SweepReport) -> None:
     runs = {(cost.arm, cost.seed): cost.digest for cost in report.costs}
     for arm, seeds in routing.items():
         for seed, one in seeds.items():
-            if one["run"] != runs.get((arm, seed)):
-                raise SystemExit(f"{folder}/{arm}-seed-{seed}.json: not of the run that is packed")
+            if one["run"] is None or one["run"] != runs.get((arm, seed)):
+                raise SystemExit(
+                    f"{folder}/{arm}-seed-{seed}.json: not of the run that is packed; make both "
+                    "anew from one run: llava-mole sweep … --pack, routing_report.py --summary"
+                )
 
 
 def filled(text: str, known: dict[tuple[str, str], Known]) -> str:

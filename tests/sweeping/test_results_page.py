@@ -126,7 +126,11 @@ def test_routing_stands_beside_the_answers_of_its_run(
     routed.write_text(json.dumps(other), "utf-8")
     with pytest.raises(SystemExit, match=r"b-seed-0\.json: not of the run that is packed"):
         script.main(words)
-    routed.unlink()
+    stray = routed.rename(routed.with_name("c-seed-0.json"))  # of no run at all
+    stray.write_text(json.dumps(other | {"run": None}), "utf-8")
+    with pytest.raises(SystemExit, match=r"c-seed-0\.json: not of the run that is packed"):
+        script.main(words)
+    stray.unlink()
     with pytest.raises(SystemExit, match="no routing is packed"):
         script.main(words)
 
