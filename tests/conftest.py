@@ -31,6 +31,12 @@ atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are about the CPU on every machine, and with `-m gpu` about a CUDA device."""
+    if "gpu" not in config.getoption("-m"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine cannot run, and say so."""
     asked_for_hub = "hub" in config.getoption("-m")
@@ -40,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left)
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device: ask for it with -m gpu"))
         if item.get_closest_marker("hub") and not asked_for_hub:
             item.add_marker(pytest.mark.skip(reason="needs the hub: ask for it with -m hub"))
 

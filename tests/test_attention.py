@@ -107,9 +107,11 @@ def test_flex_attention_has_the_gradients_of_the_others(
 
 @pytest.mark.gpu
 def test_compiled_flex_attention_has_the_gradients_of_sdpa_on_an_accelerator(
-    tiny_model: Callable[..., Any],
+    tiny_model: Callable[..., Any], tiny_parts: Any
 ) -> None:
-    flex, plain, processor = twins(tiny_model, "llama", mole=MoleConfig(num_experts=3, r=2))
+    wide = tiny_parts.language_model("llama", head_dim=16)  # the least that torch's kernel takes
+    mole = MoleConfig(num_experts=3, r=2)
+    flex, plain, processor = twins(tiny_model, "llama", mole=mole, language_model=wide)
     batch = {k: v.cuda() for k, v in as_tree(processor, *conversations()).items()}
     found = []
     for model in (flex, plain):

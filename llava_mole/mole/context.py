@@ -53,6 +53,7 @@ class RouteContext:
             experts do not sit in a decoder: then all tokens are one sample.
         tree_ids: (B, T) which of a row's trees a token is of, where several are packed into it; -1
             padding. None: one a row.
+        rows_are_samples: no row has branches, which then needs no reading from the device.
         prompt_mask: (B, T) True at tokens that sequence-level routers may pool; None: all attended.
         sample_types: (B,) kind of each sample, for losses that know kinds; or None.
         decoding: this pass continues a KV cache.
@@ -66,6 +67,7 @@ class RouteContext:
     enabled: bool = True
     segment_ids: Tensor | None = field(default=None, repr=False)
     tree_ids: Tensor | None = field(default=None, repr=False)
+    rows_are_samples: bool = False
     prompt_mask: Tensor | None = field(default=None, repr=False)
     sample_types: Tensor | None = field(default=None, repr=False)
     decoding: bool = False
@@ -126,6 +128,9 @@ class RouteContext:
         self.recording = True
         self.decoding = decoding
         provided, self._provided = self._provided, {}
+        self.rows_are_samples = "segment_ids" not in provided and (
+            packed is None or (attention_mask is not None and attention_mask.dim() == 2)
+        )
         if "segment_ids" in provided:
             self.segment_ids = provided["segment_ids"]
             self.padding_known = True
@@ -156,7 +161,7 @@ class RouteContext:
     def begin_plain(self) -> None:
         """Open a pass of a module that is no decoder."""
         self.records, self.recording, self.decoding = [], True, False
-        self.padding_known, self.kept = True, {}
+        self.padding_known, self.kept, self.rows_are_samples = True, {}, True
         self.segment_ids = self.tree_ids = self.prompt_mask = self.sample_types = None
         self._provided = {}
 

@@ -224,7 +224,7 @@ class Routers(nn.ModuleDict):
         weights = None if route.weights is None else route.weights[layout.rows]
         router.current = replace(
             route,
-            indices=route.indices[layout.rows],
+            indices=layout.experts.unsqueeze(1),
             weights=weights,
             layout=layout,
             _units={},

@@ -32,9 +32,9 @@ PRODUCTS = ("AddmmBackward0", "MmBackward0", "ViewBackward0", "UnsafeViewBackwar
 """What a plain linear's output comes from."""
 Kernel = Callable[["ExpertBank", Tensor, Any, Tensor, Tensor | None], Tensor]
 SORTED = ("tiled", "grouped")
-WIDE_UNITS, PLAIN_WIDE_UNITS = 384, 96
-"""Up to this many rank units `masked` beats sorting; the second on a CPU whose products are plain,
-without AMX (benchmarks/README.md)."""
+WIDE_UNITS = {"amx": 384, "cpu": 96, "gpu": 1024}
+"""Up to this many rank units `masked` beats sorting: on a CPU with AMX, on one whose products are
+plain, and on a GPU (benchmarks/README.md)."""
 
 
 def choose(
@@ -60,12 +60,14 @@ def choose(
     experts, units = len(ranks), sum(ranks)
     if top_k is None or len(set(ranks)) > 1 or experts == 1:
         return "masked"
-    if 2 * tokens * top_k <= experts:
+    on_cpu = device.type == "cpu"
+    is_wide = units > WIDE_UNITS["gpu" if not on_cpu else "amx" if HAS_AMX else "cpu"]
+    # A GPU is done with a few tokens before the next launch: the fewest launches are the fastest.
+    if 2 * tokens * top_k <= experts and (on_cpu or is_wide):
         return "gathered"
-    plain = device.type == "cpu" and not HAS_AMX
-    if units <= (PLAIN_WIDE_UNITS if plain else WIDE_UNITS) or not sortable or top_k > 1:
+    if not is_wide or not sortable or top_k > 1:
         return "masked"
-    if device.type == "cpu":
+    if on_cpu:
         return "tiled"
     # In other dtypes grouped_mm loops over the groups and reads their ends on the host.
     return "grouped" if dtype == torch.bfloat16 and aligned else "masked"
@@ -262,9 +264,11 @@ class _Masked(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         hidden = torch.mm(x, A.to(x.dtype).T)
-        units = hidden * (scaling if unit is None else unit)
+        factor = scaling if unit is None else unit
+        # What gates multiply is kept for their own gradient alone.
+        units = hidden.mul_(factor) if gates is None else hidden * factor
         out.view(-1, out.shape[-1]).addmm_(units, B.to(x.dtype))
-        ctx.save_for_backward(x, weight, A, B, hidden, unit)
+        ctx.save_for_backward(x, weight, A, B, units, None if gates is None else hidden, unit)
         ctx.ranks, ctx.scaling = ranks, scaling
         ctx.gates_dtype = None if gates is None else gates.dtype
         ctx.mark_dirty(out)
@@ -273,7 +277,7 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, weight, A, B, hidden, unit = ctx.saved_tensors
+        x, weight, A, B, units, hidden, unit = ctx.saved_tensors
         factor = ctx.scaling if unit is None else unit
         flat = grad.reshape(-1, grad.shape[-1])
         grad_units = torch.mm(flat, B.to(x.dtype).T)
@@ -283,7 +287,7 @@ class _Masked(torch.autograd.Function):
             grad_gates = sum_units(by_unit, ctx.ranks)
         grad_A = grad_B = grad_x = None
         if ctx.needs_input_grad[4]:
-            grad_B = torch.mm((hidden * factor).T, flat)
+            grad_B = torch.mm(units.T, flat)
         grad_hidden = grad_units.mul_(factor)
         if ctx.needs_input_grad[3]:
             grad_A = torch.mm(grad_hidden.T, x)

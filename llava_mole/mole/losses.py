@@ -19,22 +19,33 @@ from torch import Tensor, nn
 from llava_mole.errors import ConfigError
 from llava_mole.mole.context import Record, RouteContext
 from llava_mole.mole.inject import layer_number
+from llava_mole.mole.route import Route
 
 
-def sum_by_sample(
-    values: Tensor, segment_ids: Tensor, tree_ids: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def sums_by_slot(
+    values: Tensor,
+    segment_ids: Tensor,
+    tree_ids: Tensor | None = None,
+    rows_are_samples: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum token values over each sample, a shared prefix counting for each of its branches.
 
     Args:
         values: (B*T, C).
-        segment_ids, tree_ids: (B, T), see `RouteContext`.
+        segment_ids, tree_ids, rows_are_samples: see `RouteContext`. Where rows are samples, nothing
+            is read on the host; else how many segments, and trees, a row has at most.
 
     Returns:
-        (S, C) sums and (S,) token counts, in order of rows, then a row's trees, then branches. Rows
-        that are all padding are not samples.
+        (S, C) sums, (S,) token counts and (S,) whether there is such a sample, for every sample
+        that there could be: in order of rows, then a row's trees, then the prefix without branches,
+        then branches.
     """
-    rows = segment_ids.shape[0]
+    rows, length = segment_ids.shape
+    keep = (segment_ids >= 0).to(values.dtype)
+    kept = values * keep.reshape(-1, 1)
+    if rows_are_samples:
+        counts = keep.sum(1)
+        return kept.view(rows, length, -1).sum(1), counts, counts > 0
     segments = int(segment_ids.max().clamp(min=0)) + 1
     device = values.device
     row = torch.arange(rows, device=device).unsqueeze(1)
@@ -42,21 +53,29 @@ def sum_by_sample(
         trees = int(tree_ids.max().clamp(min=0)) + 1
         row = row * trees + tree_ids.clamp(min=0)
         rows *= trees
-    slots = segment_ids.clamp(min=0) + segments * row
-    keep = (segment_ids >= 0).reshape(-1, 1).to(values.dtype)
+    slots = (segment_ids.clamp(min=0) + segments * row).reshape(-1)
     sums = values.new_zeros(rows * segments, values.shape[1])
-    sums = sums.index_add(0, slots.reshape(-1), values * keep).view(rows, segments, -1)
+    sums = sums.index_add(0, slots, kept).view(rows, segments, -1)
     counts = values.new_zeros(rows * segments)
-    counts = counts.index_add(0, slots.reshape(-1), keep.squeeze(1)).view(rows, segments)
-    if segments == 1:
-        real = counts[:, 0] > 0
-        return sums[real, 0], counts[real, 0]
+    counts = counts.index_add(0, slots, keep.reshape(-1)).view(rows, segments)
     branch = counts[:, 1:] > 0
     alone = ~branch.any(dim=1) & (counts[:, 0] > 0)  # a row of prefix only is one sample
-    is_sample = torch.cat([alone.unsqueeze(1), branch], dim=1)
-    with_prefix = torch.cat([sums[:, :1], sums[:, 1:] + sums[:, :1]], dim=1)
-    count_with_prefix = torch.cat([counts[:, :1], counts[:, 1:] + counts[:, :1]], dim=1)
-    return with_prefix[is_sample], count_with_prefix[is_sample]
+    real = torch.cat([alone.unsqueeze(1), branch], dim=1)
+    sums = torch.cat([sums[:, :1], sums[:, 1:] + sums[:, :1]], dim=1)
+    counts = torch.cat([counts[:, :1], counts[:, 1:] + counts[:, :1]], dim=1)
+    return sums.flatten(0, 1), counts.flatten(), real.flatten()
+
+
+def sum_by_sample(
+    values: Tensor, segment_ids: Tensor, tree_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(B*T, C) -> (S, C) sums and (S,) token counts of the samples that there are.
+
+    Rows that are all padding are not samples. Arguments and order as `sums_by_slot`; how many there
+    are is read on the host.
+    """
+    sums, counts, real = sums_by_slot(values, segment_ids, tree_ids)
+    return sums[real], counts[real]
 
 
 def sums_by_sample(context: RouteContext, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,8 +91,26 @@ def means_by_sample(context: RouteContext, values: Tensor) -> Tensor:
     return sums / counts.unsqueeze(1)
 
 
+def means_by_slot(context: RouteContext, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(tokens, C) -> (S, C) means over each sample's tokens, (S,) 1 where there is such a sample
+    and else 0; see `sums_by_slot`."""
+    segments = context.segments_of(len(values), values.device)
+    known = segments is context.segment_ids
+    sums, counts, real = sums_by_slot(
+        values,
+        segments,
+        context.tree_ids if known else None,
+        context.rows_are_samples if known else True,
+    )
+    return sums / counts.clamp(min=1).unsqueeze(1), real.to(values.dtype)
+
+
 def over_samples(
-    context: RouteContext, per_sample: Tensor, tokens: int, num_samples: Tensor | int | None
+    context: RouteContext,
+    per_slot: Tensor,
+    real: Tensor,
+    tokens: int,
+    num_samples: Tensor | int | None,
 ) -> Tensor:
     """(S,) -> mean, or sum over `num_samples` where the caller counts the whole step's.
 
@@ -81,11 +118,26 @@ def over_samples(
     and by as many as it had. A batch of nothing but padding has no samples: 0.
 
     Args:
+        real: (S,), of `means_by_slot`.
         tokens: of the records.
     """
+    total = (per_slot * real).sum()
     if num_samples is None:
-        return per_sample.sum() / max(1, len(per_sample))
-    return per_sample.sum() * context.samples_where(tokens) / num_samples
+        return total / real.sum().clamp(min=1)
+    return total * context.samples_where(tokens) / num_samples
+
+
+def mean_chosen(records: Sequence[Record]) -> Tensor:
+    """(tokens, E) `Record.chosen`, averaged over routers with as many experts."""
+    choices = [r.route.indices if isinstance(r.route, Route) else None for r in records]
+    sparse = [indices for indices in choices if indices is not None]
+    if len(sparse) < len(records) or len({indices.shape[1] for indices in sparse}) > 1:
+        return torch.stack([record.chosen() for record in records]).mean(0)
+    # All routers' at once: one launch instead of several for each.
+    every = torch.cat(sparse, dim=1)
+    share = torch.full((1, 1), 1 / every.shape[1], device=every.device).expand_as(every)
+    empty = torch.zeros(len(every), records[0].num_experts, device=every.device)
+    return empty.scatter_add_(1, every, share)
 
 
 def mean_of_records(
@@ -103,8 +155,8 @@ def mean_of_records(
         by_tokens.setdefault(len(value), []).append(value)
     total = values[0].new_zeros(())
     for group in by_tokens.values():
-        per_sample = means_by_sample(context, torch.stack(group).mean(0).unsqueeze(1)).squeeze(1)
-        mean = over_samples(context, per_sample, len(group[0]), num_samples)
+        means, real = means_by_slot(context, torch.stack(group).mean(0).unsqueeze(1))
+        mean = over_samples(context, means.squeeze(1), real, len(group[0]), num_samples)
         total = total + mean * (len(group) / len(values))
     return total
 
@@ -129,10 +181,9 @@ def balance_loss(context: RouteContext, num_samples: Tensor | int | None = None)
     total = records[0].probs.new_zeros(())
     for (width, tokens), group in kinds.items():
         probs = torch.stack([record.probs for record in group]).mean(0)
-        chosen = torch.stack([record.chosen() for record in group]).mean(0)
-        both = means_by_sample(context, torch.cat([probs, chosen], dim=1))
-        per_sample = (both[:, :width] * both[:, width:]).sum(dim=1)
-        mean = over_samples(context, per_sample, tokens, num_samples)
+        both, real = means_by_slot(context, torch.cat([probs, mean_chosen(group)], dim=1))
+        per_slot = (both[:, :width] * both[:, width:]).sum(dim=1)
+        mean = over_samples(context, per_slot, real, tokens, num_samples)
         total = total + mean * (len(group) / len(records))
     return total
 
@@ -164,11 +215,14 @@ def balance_per_router(
     total = records[0].probs.new_zeros(())
     for (_, experts, tokens), group in pools.items():
         probs = torch.stack([record.probs for record in group]).mean(0)
-        first = torch.stack([weights_of(r) if of_weights else r.chosen() for r in group]).mean(0)
-        both = means_by_sample(context, torch.cat([probs, first], dim=1))
-        per_sample = experts * (both[:, :experts] * both[:, experts:]).sum(dim=1)
+        if of_weights:
+            first = torch.stack([weights_of(record) for record in group]).mean(0)
+        else:
+            first = mean_chosen(group)
+        both, real = means_by_slot(context, torch.cat([probs, first], dim=1))
+        per_slot = experts * (both[:, :experts] * both[:, experts:]).sum(dim=1)
         share = 1.0 if reduction == "sum" else len(group) / len(records)
-        total = total + over_samples(context, per_sample, tokens, num_samples) * share
+        total = total + over_samples(context, per_slot, real, tokens, num_samples) * share
     return total
 
 

@@ -72,8 +72,14 @@ class Route:
         key = (tuple(ranks), scaling, dtype)
         if key not in self._units:
             with torch.no_grad():
-                gates = (self.gates(len(ranks), like) * scaling).to(dtype)
-                self._units[key] = spread(gates, ranks)
+                if self.indices is not None and self.weights is None and len(set(ranks)) == 1:
+                    tokens, k = self.indices.shape
+                    empty = like.new_zeros(tokens, len(ranks), ranks[0], dtype=dtype)
+                    own = self.indices.unsqueeze(2).expand(tokens, k, ranks[0])
+                    self._units[key] = empty.scatter_(1, own, scaling).flatten(1)
+                else:
+                    gates = (self.gates(len(ranks), like) * scaling).to(dtype)
+                    self._units[key] = spread(gates, ranks)
         return self._units[key]
 
     def chosen_on_host(self) -> list[int]:
@@ -86,7 +92,9 @@ class Route:
     def chosen(self, num_experts: int) -> Tensor:
         """(tokens, E) 1 / k where an expert is on (its weight is not 0); rows sum to 1."""
         if self.indices is not None:
-            return F.one_hot(self.indices, num_experts).sum(1).float() / self.indices.shape[1]
+            tokens, k = self.indices.shape
+            empty = torch.zeros(tokens, num_experts, device=self.indices.device)
+            return empty.scatter_(1, self.indices, 1 / k)
         assert self.weights is not None
         on = (self.weights != 0).float()
         return on / on.sum(dim=1, keepdim=True).clamp(min=1)
@@ -210,9 +218,8 @@ class Layout:
         self.experts, self.order = flat.sort(stable=True)
         self.rows = self.order if k == 1 else self.order // k
         self.num_experts = num_experts
-        counts = torch.zeros(num_experts, dtype=torch.int32, device=flat.device)
-        counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
-        self.ends = counts.cumsum(0, dtype=torch.int32)
+        each = torch.arange(num_experts, device=flat.device)
+        self.ends = torch.searchsorted(self.experts, each, right=True, out_int32=True)
         self._inverse: Tensor | None = None
         self._tiles: list[tuple[int, int, int, int]] | None = None
         self._masks: dict[tuple, list[Tensor]] = {}

@@ -58,6 +58,59 @@ class Router(nn.Module):
         """Called once per optimizer step (`router_step`); for what is learnt without gradient."""
 
 
+LARGE = 2**22
+"""Elements of a router's input from which a float32 copy costs more than a few more launches."""
+
+
+def split(x: Tensor, count: int) -> list[Tensor]:
+    """bf16 tensors that sum to a float32 one, the largest first; three hold all of its 24 bits."""
+    parts = [x.bfloat16()]
+    while len(parts) < count:
+        x = x - parts[-1].float()
+        parts.append(x.bfloat16())
+    return parts
+
+
+def exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """Of two bf16 matrices, summed and returned in float32."""
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left.float(), right.float())
+
+
+class _SplitLinear(torch.autograd.Function):
+    """`_Float32Linear` for a large bf16 x on a GPU: without a float32 copy of x or of its gradient.
+
+    A bf16 x is multiplied by the three bf16 parts of W at once, sums in float32: products are as
+    exact as float32's. The gradient of x, bf16 itself, leaves out what is below 2^-16 of it.
+    Shapes: x (N, D), weight (E, D), bias (E,) or None.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        experts = len(weight)
+        parts = torch.cat(split(weight.float(), 3))
+        parts = F.pad(parts, (0, 0, 0, -len(parts) % 8))  # rows of whole 16 bytes
+        found = exact_product(x, parts.T)[:, : 3 * experts].view(len(x), 3, experts).sum(1)
+        return found if bias is None else found + bias.float()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        grad_x = grad_weight = None
+        high, middle, low = split(grad, 3)
+        if needs[0]:
+            first, second = split(weight.float(), 2)
+            grad_x = torch.cat([high, middle, high], 1) @ torch.cat([first, first, second])
+        if needs[1]:
+            found = exact_product(torch.cat([high, middle, low], 1).T, x)
+            grad_weight = found.view(3, *weight.shape).sum(0).to(weight.dtype)
+        return grad_x, grad_weight, grad.sum(0) if needs[2] else None
+
+
 class _Float32Linear(torch.autograd.Function):
     """W x + b in float32 whatever the dtype of x, saving x as it is instead of a float32 copy."""
 
@@ -88,6 +141,8 @@ def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
             return float32_linear(x, weight, bias)
     if x.dtype == torch.float64:
         return F.linear(x, weight.double(), None if bias is None else bias.double())
+    if x.is_cuda and x.dtype == torch.bfloat16 and x.numel() >= LARGE:
+        return _SplitLinear.apply(x, weight, bias)
     if not torch.is_grad_enabled():
         return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     return _Float32Linear.apply(x, weight, bias)

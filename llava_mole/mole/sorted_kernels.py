@@ -56,7 +56,8 @@ def grouped(
     def run(x: Tensor, out: Tensor, layout: Layout, gate: Tensor | None, base: Any) -> Tensor:
         def stacked(matrix: Tensor) -> Tensor:
             matrix = matrix.to(x.dtype).view(bank.num_experts, bank.ranks[0], -1)
-            return F.pad(matrix, (0, 0, 0, -bank.ranks[0] % multiple))
+            short = -bank.ranks[0] % multiple
+            return F.pad(matrix, (0, 0, 0, short)) if short else matrix
 
         return _Grouped.apply(
             out, x, base, stacked(bank.A), stacked(bank.B), gate, layout.ends, bank.scaling

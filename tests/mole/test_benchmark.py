@@ -56,9 +56,9 @@ def test_every_arm_is_timed_beside_pefts_lora(
 def test_an_arm_that_does_not_do_what_it_is_timed_for_stops_the_run(script: Any) -> None:
     arm = script.Arm("E4", script.base_model("smollm2-135m", 64), torch.bfloat16)
     ids = torch.randint(4, 64, (2, 8))
-    assert "reference within" in arm.check(ids, script.autocast_for("bfloat16"))
+    assert "reference within" in arm.check(ids, script.autocast_for("cpu", "bfloat16"))
     for name, parameter in arm.model.named_parameters():
         if "lora_B" in name:
             parameter.requires_grad_(False)
     with pytest.raises((RuntimeError, AssertionError)):
-        arm.check(ids, script.autocast_for("bfloat16"))
+        arm.check(ids, script.autocast_for("cpu", "bfloat16"))

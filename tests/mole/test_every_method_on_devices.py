@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llava_mole.mole import (
-    mark_trainable,
-)
+from llava_mole.mole import auxiliary_losses, mark_trainable
+from tests.helpers import gradients
 from tests.mole.arms import (
     ARMS,
     assert_near,
@@ -29,6 +28,8 @@ NO_READING = [
     if kernel in ARMS[name].kernels and not ARMS[name].is_paired()
 ]
 """Conditional MixLoRA is left out: it refuses a batch in which a row has no prompt."""
+WITHOUT_READING = [name for name in ARMS if ARMS[name].losses and ARMS[name].extensive]
+"""LoRAMoE is left out: kinds of samples come from the CPU."""
 
 
 class NothingReadOnTheHost(TorchDispatchMode):
@@ -63,6 +64,32 @@ def test_a_block_reads_no_value_on_the_host(name: str, kernel: str) -> None:
         run()
 
 
+@pytest.mark.parametrize("padding", [None, "left"])
+@pytest.mark.parametrize("name", WITHOUT_READING)
+def test_losses_read_no_value_on_the_host(name: str, padding: str | None) -> None:
+    model = build(name).train()
+    model(**batch(padding))
+    with NothingReadOnTheHost():
+        losses = auxiliary_losses(model)
+        assert losses.keys() == set(ARMS[name].losses)
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", WITHOUT_READING)
+def test_on_cuda_losses_do_not_wait_for_the_device(name: str) -> None:
+    model = build(name).cuda().train()
+    inputs = {key: value.cuda() for key, value in batch("left").items()}
+    for mode in ("default", "error"):  # the first time libraries start and allocate
+        model(**inputs)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            sum(auxiliary_losses(model).values()).backward()  # type: ignore[union-attr]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "kernel"), NO_READING)
@@ -94,3 +121,23 @@ def test_on_cuda_kernels_agree_with_reference(name: str, kernel: str) -> None:
 
     # torch multiplies float32 matrices exactly unless told to use TF32; see FLOAT32.
     assert_near(run(kernel), run("reference"), 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "kernel"), NO_READING)
+def test_on_cuda_kernels_agree_with_reference_in_bfloat16(name: str, kernel: str) -> None:
+    def run(kernel: str) -> dict[str, Tensor]:
+        model = put(base_model("llama").to("cuda", torch.bfloat16), ARMS[name], kernel=kernel)
+        mark_trainable(model)
+        generator = torch.Generator().manual_seed(0)
+        # One block: through a whole model, roundings change a route here and there.
+        x = torch.randn(4, 60, 32, generator=generator).to("cuda", torch.bfloat16).requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = model.train().model.layers[1].mlp(x)
+        towards = torch.randn(out.shape, generator=generator).to(out)
+        (out * towards).float().sum().backward()
+        assert x.grad is not None
+        return {"out": out.detach(), "x": x.grad, **gradients(model)}
+
+    # Each output is rounded to 8 bits, and so is what comes between.
+    assert_near(run(kernel), run("reference"), 0.03, 1e-3)

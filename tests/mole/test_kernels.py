@@ -413,8 +413,17 @@ def test_auto_names_a_kernel_that_there_is() -> None:
     assert set(NAMES) == {"auto", *KERNELS}
     assert chosen() == "masked"
     assert chosen(ranks=(16,) * 64) == "tiled"
-    assert chosen(ranks=(16,) * 64, device=torch.device("cuda")) == "grouped"
     assert chosen(1, ranks=(16,) * 64) == "gathered"
+
+
+def test_auto_goes_wide_further_on_a_gpu_and_never_gathers_what_fits() -> None:
+    gpu = torch.device("cuda")
+    assert chosen(ranks=(16,) * 64, device=gpu) == "masked"
+    assert chosen(1, ranks=(16,) * 64, device=gpu) == "masked"
+    many = (64,) * 64
+    assert chosen(ranks=many, device=gpu) == "grouped"
+    assert chosen(ranks=many, device=gpu, dtype=torch.float32) == "masked"
+    assert chosen(1, ranks=many, device=gpu) == "gathered"
 
 
 def test_auto_sorts_earlier_where_products_are_dear(amx: bool) -> None:

@@ -1,8 +1,11 @@
 """Routers: who learns from the task, and routes that do not depend on mode or precision."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from llava_mole.mole import (
@@ -13,6 +16,7 @@ from llava_mole.mole import (
     auxiliary_losses,
     router_parameters,
 )
+from llava_mole.mole.router import _Float32Linear, _SplitLinear
 from tests.helpers import FAMILIES, awaken, language_model, last_context, random_ids
 
 IDS = random_ids(2, 12)
@@ -111,3 +115,26 @@ def test_a_route_does_not_outlive_its_pass() -> None:
     routers = [module for module in model.modules() if isinstance(module, LinearRouter)]
     assert routers
     assert all(router.current is None for router in routers)
+
+
+@pytest.mark.parametrize("experts", [3, 4, 64])
+def test_split_products_are_as_exact_as_float32s(experts: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 640, generator=generator).bfloat16()
+    weight, bias = torch.randn(experts, 640, generator=generator), torch.randn(experts)
+    grad = 1e-3 * torch.randn(500, experts, generator=generator)
+
+    def run(function: Any, dtype: torch.dtype, about: torch.dtype = torch.float32) -> list[Tensor]:
+        inputs = [x.to(dtype), weight.to(about), bias.to(about)]
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        out = function(*inputs)
+        out.backward(grad.to(about))
+        return [out.detach(), *(tensor.grad for tensor in inputs)]
+
+    exact = run(F.linear, torch.float64, torch.float64)
+    found = run(_SplitLinear.apply, torch.bfloat16)
+    plain = run(_Float32Linear.apply, torch.bfloat16)
+    assert found[0].dtype == torch.float32
+    for value, other, expected in zip(found, plain, exact, strict=True):
+        error = (value.double() - expected).norm() / expected.norm()
+        assert error <= 1.5 * (other.double() - expected).norm() / expected.norm()
