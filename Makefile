@@ -4,6 +4,7 @@
 #   make demo         ask that model about pictures in the browser, and see why it answers so
 #   make test         the test suite
 #   make test-all     the same and its repeats on other launchers and sizes
+#   make test-gpu     the tests that need a CUDA device; the others do not see one
 #   make check        ruff, mypy and the test suite: what CI runs
 #   make format       let ruff tidy the code
 #   make clean        remove the environment and caches
@@ -26,7 +27,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test test-all check lint format clean
+.PHONY: help quickstart demo test test-all test-gpu check lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +48,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m gpu
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix-only .

@@ -53,7 +53,8 @@ class RouteContext:
             experts do not sit in a decoder: then all tokens are one sample.
         tree_ids: (B, T) which of a row's trees a token is of, where several are packed into it; -1
             padding. None: one a row.
-        rows_are_samples: no row has branches, which then needs no reading from the device.
+        plain_rows: these segment_ids, where it is known without reading them from the device that
+            no row has branches.
         prompt_mask: (B, T) True at tokens that sequence-level routers may pool; None: all attended.
         sample_types: (B,) kind of each sample, for losses that know kinds; or None.
         decoding: this pass continues a KV cache.
@@ -67,7 +68,7 @@ class RouteContext:
     enabled: bool = True
     segment_ids: Tensor | None = field(default=None, repr=False)
     tree_ids: Tensor | None = field(default=None, repr=False)
-    rows_are_samples: bool = False
+    plain_rows: Tensor | None = field(default=None, repr=False)
     prompt_mask: Tensor | None = field(default=None, repr=False)
     sample_types: Tensor | None = field(default=None, repr=False)
     decoding: bool = False
@@ -126,11 +127,8 @@ class RouteContext:
         `packed`, (B, T) segment ids, where a row's samples begin."""
         self.records = []
         self.recording = True
-        self.decoding = decoding
+        self.decoding, self.plain_rows = decoding, None
         provided, self._provided = self._provided, {}
-        self.rows_are_samples = "segment_ids" not in provided and (
-            packed is None or (attention_mask is not None and attention_mask.dim() == 2)
-        )
         if "segment_ids" in provided:
             self.segment_ids = provided["segment_ids"]
             self.padding_known = True
@@ -142,10 +140,12 @@ class RouteContext:
         elif attention_mask is not None and attention_mask.dim() == 2:
             # With a KV cache the mask also covers the past; the tokens of this pass are the last.
             self.segment_ids = attention_mask[:, -length:].long().clamp(max=1) - 1
+            self.plain_rows = self.segment_ids
         elif packed is not None:
             self.segment_ids = packed
         else:
             self.segment_ids = torch.zeros(batch, length, dtype=torch.long, device=device)
+            self.plain_rows = self.segment_ids
         for key in ("prompt_mask", "answers", "tree_ids"):
             if key in provided and provided[key].shape != self.segment_ids.shape:
                 raise ConfigError(
@@ -161,7 +161,7 @@ class RouteContext:
     def begin_plain(self) -> None:
         """Open a pass of a module that is no decoder."""
         self.records, self.recording, self.decoding = [], True, False
-        self.padding_known, self.kept, self.rows_are_samples = True, {}, True
+        self.padding_known, self.kept, self.plain_rows = True, {}, None
         self.segment_ids = self.tree_ids = self.prompt_mask = self.sample_types = None
         self._provided = {}
 
@@ -181,6 +181,10 @@ class RouteContext:
         if self.segment_ids.numel() == tokens:
             return 1
         return (self.segment_ids >= 0).any(1).sum().clamp(min=1)
+
+    def rows_are_samples(self, segment_ids: Tensor) -> bool:
+        """Whether no row of these has branches, as far as it is known without reading them."""
+        return segment_ids is self.plain_rows and self.tree_ids is None
 
     def segments_of(self, tokens: int, device: torch.device) -> Tensor:
         """(B, T) for records of `tokens` tokens; one row of one sample where nothing is known."""

@@ -10,7 +10,8 @@
 - `auto` is `choose`, below; and, for one token on a CPU without a graph, `single`.
 
 Adapter weights are cast to the dtype of `out`: float32 master weights compute in the base's bf16.
-`masked`, `tiled` and `grouped` add to `out` in place and save, of their own, only A x and gates.
+`masked`, `tiled` and `grouped` add to `out` in place and save, of their own, only gates and A x, or
+what gates make of it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava_mole.errors import ConfigError
-from llava_mole.mole.route import HAS_AMX, PairedRoute, Route, spread
+from llava_mole.mole.route import HAS_AMX, PairedRoute, Route, spread, tile_count
 
 if TYPE_CHECKING:
     from llava_mole.mole.bank import ExpertBank
@@ -67,8 +68,8 @@ def choose(
         return "gathered"
     if not is_wide or not sortable or top_k > 1:
         return "masked"
-    if on_cpu:
-        return "tiled"
+    if on_cpu:  # one tile is `masked`, and sorting
+        return "tiled" if tile_count(tokens, experts) > 1 else "masked"
     # In other dtypes grouped_mm loops over the groups and reads their ends on the host.
     return "grouped" if dtype == torch.bfloat16 and aligned else "masked"
 
@@ -265,10 +266,10 @@ class _Masked(torch.autograd.Function):
     ) -> Tensor:
         hidden = torch.mm(x, A.to(x.dtype).T)
         factor = scaling if unit is None else unit
-        # What gates multiply is kept for their own gradient alone.
+        # The gates' own gradient is of what they multiply; else only the product is needed again.
         units = hidden.mul_(factor) if gates is None else hidden * factor
         out.view(-1, out.shape[-1]).addmm_(units, B.to(x.dtype))
-        ctx.save_for_backward(x, weight, A, B, units, None if gates is None else hidden, unit)
+        ctx.save_for_backward(x, weight, A, B, hidden, unit)
         ctx.ranks, ctx.scaling = ranks, scaling
         ctx.gates_dtype = None if gates is None else gates.dtype
         ctx.mark_dirty(out)
@@ -277,7 +278,7 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, weight, A, B, units, hidden, unit = ctx.saved_tensors
+        x, weight, A, B, hidden, unit = ctx.saved_tensors
         factor = ctx.scaling if unit is None else unit
         flat = grad.reshape(-1, grad.shape[-1])
         grad_units = torch.mm(flat, B.to(x.dtype).T)
@@ -287,6 +288,7 @@ class _Masked(torch.autograd.Function):
             grad_gates = sum_units(by_unit, ctx.ranks)
         grad_A = grad_B = grad_x = None
         if ctx.needs_input_grad[4]:
+            units = hidden if ctx.gates_dtype is None else hidden * factor
             grad_B = torch.mm(units.T, flat)
         grad_hidden = grad_units.mul_(factor)
         if ctx.needs_input_grad[3]:

@@ -32,8 +32,9 @@ def sums_by_slot(
 
     Args:
         values: (B*T, C).
-        segment_ids, tree_ids, rows_are_samples: see `RouteContext`. Where rows are samples, nothing
-            is read on the host; else how many segments, and trees, a row has at most.
+        segment_ids, tree_ids: see `RouteContext`.
+        rows_are_samples: no row has branches or trees. Then nothing is read on the host; else how
+            many a row has at most.
 
     Returns:
         (S, C) sums, (S,) token counts and (S,) whether there is such a sample, for every sample
@@ -92,17 +93,17 @@ def means_by_sample(context: RouteContext, values: Tensor) -> Tensor:
 
 
 def means_by_slot(context: RouteContext, values: Tensor) -> tuple[Tensor, Tensor]:
-    """(tokens, C) -> (S, C) means over each sample's tokens, (S,) 1 where there is such a sample
-    and else 0; see `sums_by_slot`."""
+    """(tokens, C) -> (S, C) means over each sample's tokens, (S,) whether there is such a sample;
+    see `sums_by_slot`."""
     segments = context.segments_of(len(values), values.device)
     known = segments is context.segment_ids
     sums, counts, real = sums_by_slot(
         values,
         segments,
         context.tree_ids if known else None,
-        context.rows_are_samples if known else True,
+        context.rows_are_samples(segments) if known else True,
     )
-    return sums / counts.clamp(min=1).unsqueeze(1), real.to(values.dtype)
+    return sums / counts.clamp(min=1).unsqueeze(1), real
 
 
 def over_samples(
@@ -121,7 +122,7 @@ def over_samples(
         real: (S,), of `means_by_slot`.
         tokens: of the records.
     """
-    total = (per_slot * real).sum()
+    total = torch.where(real, per_slot, 0).sum()
     if num_samples is None:
         return total / real.sum().clamp(min=1)
     return total * context.samples_where(tokens) / num_samples

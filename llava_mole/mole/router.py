@@ -71,6 +71,10 @@ def split(x: Tensor, count: int) -> list[Tensor]:
     return parts
 
 
+def is_split(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype == torch.bfloat16 and x.numel() >= LARGE and not torch.version.hip
+
+
 def exact_product(left: Tensor, right: Tensor) -> Tensor:
     """Of two bf16 matrices, summed and returned in float32."""
     if left.is_cuda:
@@ -81,8 +85,8 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
 class _SplitLinear(torch.autograd.Function):
     """`_Float32Linear` for a large bf16 x on a GPU: without a float32 copy of x or of its gradient.
 
-    A bf16 x is multiplied by the three bf16 parts of W at once, sums in float32: products are as
-    exact as float32's. The gradient of x, bf16 itself, leaves out what is below 2^-16 of it.
+    A bf16 x is multiplied by the three bf16 parts of W at once: each product is exact, sums are the
+    GPU's in float32. The gradient of x, bf16 itself, leaves out what is below 2^-16 of it.
     Shapes: x (N, D), weight (E, D), bias (E,) or None.
     """
 
@@ -141,7 +145,7 @@ def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
             return float32_linear(x, weight, bias)
     if x.dtype == torch.float64:
         return F.linear(x, weight.double(), None if bias is None else bias.double())
-    if x.is_cuda and x.dtype == torch.bfloat16 and x.numel() >= LARGE:
+    if is_split(x):
         return _SplitLinear.apply(x, weight, bias)
     if not torch.is_grad_enabled():
         return F.linear(x.float(), weight.float(), None if bias is None else bias.float())

@@ -41,7 +41,7 @@ def grouped(
 
     Raises:
         ConfigError: float64, or widths whose rows are not a multiple of 16 bytes: grouped_mm takes
-            neither. Ranks are padded.
+            neither. Ranks are padded; so are parameters that are views into the middle of others.
     """
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(f"kernel='grouped' cannot compute in {x.dtype}; use masked or tiled")
@@ -57,7 +57,9 @@ def grouped(
         def stacked(matrix: Tensor) -> Tensor:
             matrix = matrix.to(x.dtype).view(bank.num_experts, bank.ranks[0], -1)
             short = -bank.ranks[0] % multiple
-            return F.pad(matrix, (0, 0, 0, short)) if short else matrix
+            if not short and not torch.compiler.is_compiling() and matrix.data_ptr() % 16 == 0:
+                return matrix
+            return F.pad(matrix, (0, 0, 0, short))  # a copy, which begins at whole 16 bytes
 
         return _Grouped.apply(
             out, x, base, stacked(bank.A), stacked(bank.B), gate, layout.ends, bank.scaling

@@ -1,12 +1,14 @@
 """Kernels agree with `reference`: output and every gradient, in every dtype and shape of route."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from llava_mole.errors import ConfigError
@@ -398,6 +400,47 @@ def test_grouped_refuses_float64_and_odd_widths() -> None:
         run("grouped", [4, 4], 3, "top1", torch.float64)
     with pytest.raises(ConfigError, match=r"multiples of 8 in torch\.bfloat16, found 12"):
         run("grouped", [4, 4], 3, "top1", torch.bfloat16, widths=(12, 16))
+
+
+def test_grouped_is_given_matrices_that_begin_at_whole_16_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As CUDA's grouped_mm wants them; engines that keep parameters in one buffer cut anywhere."""
+    bank = make_bank([8] * 3, "grouped", torch.bfloat16)
+    for name in ("lora_A", "lora_B"):
+        matrix = getattr(bank, name)
+        buffer = torch.empty(matrix.numel() + 4, dtype=matrix.dtype)[4:]
+        assert buffer.data_ptr() % 16 == 8
+        setattr(bank, name, torch.nn.Parameter(buffer.view_as(matrix).copy_(matrix.detach())))
+    seen = []
+    real = F.grouped_mm
+
+    def watched(left: Tensor, right: Tensor, **more: Any) -> Tensor:
+        seen.extend((left.data_ptr() % 16, right.data_ptr() % 16))
+        return real(left, right, **more)
+
+    monkeypatch.setattr(F, "grouped_mm", watched)
+    route, _ = make_route(6, 3, "top1", torch.bfloat16)
+    x = torch.randn(6, IN, dtype=torch.bfloat16, requires_grad=True)
+    bank(x, route).sum().backward()
+    assert len(seen) >= 10
+    assert not any(seen)
+
+
+@pytest.mark.parametrize("shape", ["top1", "dense"])
+def test_masked_keeps_one_matrix_of_units_beside_the_gates(shape: str) -> None:
+    bank = make_bank([4, 4, 4], "masked", torch.float32)
+    route, _ = make_route(6, 3, shape, torch.float32)
+    kept: dict[int, tuple[int, ...]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tuple(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = bank(torch.randn(6, IN, requires_grad=True), route)
+    assert list(kept.values()).count((6, 12)) == 2  # units, gates
+    out.sum().backward()
 
 
 # ---------------------------------------------------------------------- the rule of `auto`

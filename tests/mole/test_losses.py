@@ -113,6 +113,30 @@ def test_a_row_that_is_all_padding_is_no_sample() -> None:
     assert_close(balance_loss(context_of(probs, segments)), balance_loss(alone))
 
 
+def test_what_is_at_padding_reaches_no_loss() -> None:
+    context = RouteContext()
+    context.begin(2, 3, torch.tensor([[1, 1, 1], [0, 0, 0]]), "cpu")
+    probs = torch.cat([random_probs(3), torch.full((3, EXPERTS), torch.nan)])
+    route = Route(probs.nan_to_num().argmax(1, keepdim=True), None, probs)
+    context.records.append(Record("", route, EXPERTS))
+    assert context.rows_are_samples(context.segment_ids)  # type: ignore[arg-type]
+    assert_close(balance_loss(context), by_hand([probs[:3].unsqueeze(0)]))
+
+
+def test_rows_that_are_samples_are_known_without_reading_and_count_as_those_that_are_read() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    known, read = RouteContext(), context_of(random_probs(8), mask - 1)
+    known.begin(2, 4, mask, "cpu")
+    known.records = read.records
+    assert known.rows_are_samples(known.segment_ids)  # type: ignore[arg-type]
+    assert not read.rows_are_samples(read.segment_ids)  # type: ignore[arg-type]
+    assert_close(balance_loss(known), balance_loss(read))
+    # Said otherwise afterwards: it is read.
+    known.segment_ids = read.segment_ids = torch.tensor([[1, 1, 2, -1], [-1, 1, 2, 2]])
+    assert_close(balance_loss(known), balance_loss(read))
+    assert balance_loss(known) != balance_loss(context_of(random_probs(8), mask - 1))
+
+
 def test_each_branch_of_a_shared_picture_is_a_sample_with_its_prefix() -> None:
     probs = random_probs(7)
     tree = torch.tensor([[0, 0, 1, 1, 2, 2, -1]])

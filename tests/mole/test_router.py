@@ -16,7 +16,7 @@ from llava_mole.mole import (
     auxiliary_losses,
     router_parameters,
 )
-from llava_mole.mole.router import _Float32Linear, _SplitLinear
+from llava_mole.mole.router import _Float32Linear, _SplitLinear, is_split
 from tests.helpers import FAMILIES, awaken, language_model, last_context, random_ids
 
 IDS = random_ids(2, 12)
@@ -118,17 +118,20 @@ def test_a_route_does_not_outlive_its_pass() -> None:
 
 
 @pytest.mark.parametrize("experts", [3, 4, 64])
-def test_split_products_are_as_exact_as_float32s(experts: int) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_split_products_are_as_exact_as_float32s(experts: int, device: str) -> None:
+    tokens, width = (500, 640) if device == "cpu" else (2048, 2048)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 640, generator=generator).bfloat16()
-    weight, bias = torch.randn(experts, 640, generator=generator), torch.randn(experts)
-    grad = 1e-3 * torch.randn(500, experts, generator=generator)
+    x = torch.randn(tokens, width, generator=generator).bfloat16()
+    weight, bias = torch.randn(experts, width, generator=generator), torch.randn(experts)
+    grad = 1e-3 * torch.randn(tokens, experts, generator=generator)
+    assert is_split(x.to(device)) is (device == "cuda")
 
     def run(function: Any, dtype: torch.dtype, about: torch.dtype = torch.float32) -> list[Tensor]:
-        inputs = [x.to(dtype), weight.to(about), bias.to(about)]
+        inputs = [x.to(device, dtype), weight.to(device, about), bias.to(device, about)]
         inputs = [tensor.requires_grad_() for tensor in inputs]
         out = function(*inputs)
-        out.backward(grad.to(about))
+        out.backward(grad.to(device, about))
         return [out.detach(), *(tensor.grad for tensor in inputs)]
 
     exact = run(F.linear, torch.float64, torch.float64)
@@ -137,4 +140,7 @@ def test_split_products_are_as_exact_as_float32s(experts: int) -> None:
     assert found[0].dtype == torch.float32
     for value, other, expected in zip(found, plain, exact, strict=True):
         error = (value.double() - expected).norm() / expected.norm()
-        assert error <= 1.5 * (other.double() - expected).norm() / expected.norm()
+        plain_error = (other.double() - expected).norm() / expected.norm()
+        assert (
+            error <= (1.5 if device == "cpu" else 8) * plain_error
+        )  # a GPU rounds sums its own way
