@@ -8,7 +8,8 @@
   the interval (corrected for the number of domains) lies beyond `no_worse`.
 - **Not decidable**: neither; or runs are missing, there is one seed, or arms saw other samples.
 
-All p are two-sided: p < 0.05 where the 95 % interval excludes the value in question.
+All p are two-sided: p < 0.05 where the 95 % interval excludes the value in question; 1 where the
+difference points the other way.
 """
 
 from __future__ import annotations
