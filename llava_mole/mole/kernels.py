@@ -33,7 +33,7 @@ PRODUCTS = ("AddmmBackward0", "MmBackward0", "ViewBackward0", "UnsafeViewBackwar
 """What a plain linear's output comes from."""
 Kernel = Callable[["ExpertBank", Tensor, Any, Tensor, Tensor | None], Tensor]
 SORTED = ("tiled", "grouped")
-WIDE_UNITS = {"amx": 384, "cpu": 96, "gpu": 1024}
+WIDE_UNITS = {"amx": 384, "cpu": 48, "gpu": 1024}
 """Up to this many rank units `masked` beats sorting: on a CPU with AMX, on one whose products are
 plain, and on a GPU (benchmarks/README.md)."""
 

@@ -178,8 +178,9 @@ class _Permute(torch.autograd.Function):
         return flat.index_select(0, inverse).view_as(grad), None, None
 
 
-TILE_TOKENS, TILE_STEP = 128, 32
-"""Tokens that a tile has on average at least, and what its length is a multiple of."""
+TILE_TOKENS, TILE_STEP, TILE_STEPS = 128, 32, 4
+"""Tokens that a tile has on average at least; its length is a multiple of so many, or of a fourth
+of the average where that is more: the math library keeps a program for every length it meets."""
 AMX_TILE_EXPERTS = 16
 """Where products are cheap a tile has so many experts. All as measured: benchmarks/README.md."""
 
@@ -242,13 +243,14 @@ class Layout:
     def tiles(self) -> list[tuple[int, int, int, int]]:
         """(start, stop, first expert, one past the last expert): neighbouring experts, each in one
         tile, and the tokens that chose them. So that few shapes occur, a tile is lengthened to a
-        multiple of `TILE_STEP` tokens by some that belong to its neighbours.
+        multiple of some tokens (`TILE_STEP`) by others that belong to its neighbours.
 
         Reads the experts' ends on the host: for the CPU.
         """
         if self._tiles is None:
             total, ends = len(self.experts), [0, *self.ends.tolist()]
             count = tile_count(total, self.num_experts)
+            step = TILE_STEP * max(1, total // (count * TILE_STEPS * TILE_STEP))
             bounds = [round(tile * self.num_experts / count) for tile in range(count + 1)]
             self._tiles = []
             for low, high in pairwise(bounds):
@@ -256,7 +258,7 @@ class Layout:
                 if not own:
                     continue
                 start, stop = ends[own[0]], ends[own[-1] + 1]
-                length = min(total, -(-(stop - start) // TILE_STEP) * TILE_STEP)
+                length = min(total, -(-(stop - start) // step) * step)
                 start = min(start, total - length)
                 self._tiles.append((start, start + length, own[0], own[-1] + 1))
         return self._tiles

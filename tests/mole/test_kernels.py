@@ -454,7 +454,7 @@ def chosen(tokens: int = 1024, **changes: object) -> str:
 
 def test_auto_names_a_kernel_that_there_is() -> None:
     assert set(NAMES) == {"auto", *KERNELS}
-    assert chosen() == "masked"
+    assert chosen(ranks=(16,) * 2) == "masked"
     assert chosen(ranks=(16,) * 64) == "tiled"
     assert chosen(1, ranks=(16,) * 64) == "gathered"
 
@@ -470,11 +470,21 @@ def test_auto_goes_wide_further_on_a_gpu_and_never_gathers_what_fits() -> None:
 
 
 def test_auto_sorts_earlier_where_products_are_dear(amx: bool) -> None:
-    middle = (16,) * 16
-    assert chosen() == "masked"
-    assert chosen(ranks=middle) == ("masked" if amx else "tiled")
-    assert chosen(ranks=middle, device=torch.device("cuda")) == "masked"
-    assert chosen(ranks=(16,) * 32) == "tiled"
+    assert chosen(ranks=(16,) * 3) == "masked"
+    for ranks in ((16,) * 4, (16,) * 16):
+        assert chosen(ranks=ranks) == ("masked" if amx else "tiled")
+        assert chosen(ranks=ranks, device=torch.device("cuda")) == "masked"
+    assert chosen(ranks=(16,) * 64) == "tiled"
+
+
+def test_auto_does_not_sort_for_a_single_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_module, "TILE_TOKENS", 128)
+    many = (16,) * 64
+    assert [chosen(tokens, ranks=many) for tokens in (33, 255, 256)] == [
+        "masked",
+        "masked",
+        "tiled",
+    ]
 
 
 def test_auto_never_names_one_that_cannot_take_the_route() -> None:
@@ -482,7 +492,8 @@ def test_auto_never_names_one_that_cannot_take_the_route() -> None:
     assert chosen(top_k=None, ranks=many) == "masked"
     assert chosen(ranks=(*many, 4)) == "masked"
     assert chosen(ranks=many, sortable=False) == "masked"
-    cuda = torch.device("cuda")
+    cuda, many = torch.device("cuda"), (64,) * 64
+    assert chosen(ranks=many, device=cuda) == "grouped"
     for dtype in (torch.float64, torch.float32, torch.float16):
         assert chosen(ranks=many, device=cuda, dtype=dtype) == "masked"
     assert chosen(ranks=many, device=cuda, aligned=False) == "masked"
