@@ -14,7 +14,7 @@ every expert that a token chose has a gradient. Run it on an otherwise idle mach
 
 On a GPU: `--device cuda`, and a size that fills it: `--size llama-7b --layers 4 --length 1024`.
 
-Arms: `base` no adapter; `peft` LoRA in the dtype at hand; `peft-default` LoRA as PEFT makes it on a
+Arms: `base` no adapter, with a gradient down to the embeddings; `peft` LoRA in the dtype at hand; `peft-default` LoRA as PEFT makes it on a
 bf16 base, float32 and without autocast; `E4` and so on our experts with kernel auto; `E4-masked`
 with a named kernel; `E4-loop` a dense loop over all experts and `E4-gather` a loop that gathers
 each expert's tokens, which is what public code does.

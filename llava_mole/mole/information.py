@@ -82,6 +82,12 @@ def mutual_information(
         ConfigError: numbers do not fit, there is no sample, or a unit has two labels or is in two
             groups of `within`.
     """
+    if not isinstance(shares, Tensor):
+        raise ConfigError(
+            f"shares are a {type(shares).__name__}, expected a tensor (samples, routers, experts): "
+            "of one pass torch.stack([one.shares for one in shares_by_sample(model)], 1), of "
+            "several torch.cat of these"
+        )
     if shares.dim() != 3 or len(shares) != len(labels) or not len(labels):
         raise ConfigError(
             f"shares of shape {tuple(shares.shape)} for {len(labels)} labels: expected (samples, "

@@ -44,7 +44,8 @@ def root_of(model: nn.Module, config: MoleConfig) -> nn.Module:
         names = [name for name, _ in model.named_modules() if name]
         near = difflib.get_close_matches(config.root, names, 3)
         raise ConfigError(
-            f"root={config.root!r} names no module of {type(model).__name__}; nearest: {near}"
+            f"root={config.root!r} names no module of {type(model).__name__}; "
+            f"{'nearest' if near else 'it has'}: {near or [n for n, _ in model.named_children()]}"
         ) from error
     if type(root).forward is nn.Module.forward:
         raise ConfigError(
@@ -259,6 +260,11 @@ def add_experts(
             rank or a kernel is impossible there. The model is left as it was.
     """
     check_name(adapter_name)
+    if not isinstance(config, MoleConfig):
+        raise ConfigError(
+            f"config is a {type(config).__name__}, expected a MoleConfig: of a mapping "
+            "MoleConfig(**mapping)"
+        )
     taken = [name for state in root_states(model) for name in state.adapters]
     if adapter_name in taken:
         raise ConfigError(

@@ -11,6 +11,7 @@ by the number of samples of the whole step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -247,8 +248,16 @@ def auxiliary_losses(
             samples: their loss is a pass's, and counts by its share of the step.
 
     Raises:
-        ConfigError: the model has no experts, or the pass left no graph to train the routers.
+        ConfigError: the model has no experts, the pass left no graph to train the routers, or
+            `num_samples` is no number of samples.
     """
+    if not (num_samples is None or isinstance(num_samples, Tensor)) and (
+        not isinstance(num_samples, Real) or num_samples <= 0
+    ):
+        raise ConfigError(
+            f"num_samples={num_samples!r}: expected how many samples the optimizer step has, at "
+            "least 1; or None, for those of this pass. One call is about all adapters that are on"
+        )
     from llava_mole.mole.adapters import adapters_of
 
     total: dict[str, Tensor] = {}

@@ -154,3 +154,8 @@ def test_one_label_or_one_expert_tells_nothing() -> None:
 def test_what_does_not_fit_is_refused(labels, options, message) -> None:
     with pytest.raises(ConfigError, match=message):
         mutual_information(dirichlet(2, 3, 0), labels, **options)
+
+
+def test_shares_as_a_pass_leaves_them_are_refused_with_how_to_stack_them() -> None:
+    with pytest.raises(ConfigError, match=r"torch\.stack\(\[one\.shares for one in"):
+        mutual_information([object()], ["a"])  # type: ignore[arg-type]

@@ -1,10 +1,13 @@
 """Balance loss and statistics: per sample, blind to length, padding and how rows are cut."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from llava_mole.errors import ConfigError
 from llava_mole.mole import (
     MoleConfig,
     RouteContext,
@@ -182,3 +185,11 @@ def test_checkpointed_layers_are_not_counted_twice() -> None:
     model(ids, labels=ids).loss.backward()
     assert_close(samples_by_expert(model), expected)
     assert len(mole_context(model)[0].records) == model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("number", [0, -1, "b"])
+def test_a_number_of_samples_that_is_none_is_refused(number: Any) -> None:
+    model = routed()
+    model(random_ids(1, 6))
+    with pytest.raises(ConfigError, match=r"num_samples=.*all adapters that are on"):
+        auxiliary_losses(model, number)

@@ -223,6 +223,7 @@ def test_more_experts_per_token_than_a_layer_has_are_refused_where_it_happens() 
             r"no targets in layers \[9\]; they are in \[0, 1, 2, 3\]",
         ),
         ({"root": "model.layer"}, r"names no module.*nearest.*model\.layers"),
+        ({"root": "visual"}, r"names no module.*it has: \['model', 'lm_head'\]"),
         ({"root": "model.layers"}, r"ModuleList, which is never called"),
     ],
 )
@@ -325,3 +326,8 @@ def test_only_torchs_own_frozen_linears_are_taken_for_plain() -> None:
     assert not is_plain_and_frozen(derived, x)
     assert not is_plain_and_frozen(packed, x)
     assert not is_plain_and_frozen(learning, x)
+
+
+def test_a_mapping_in_place_of_a_config_is_refused_with_how_to_make_one() -> None:
+    with pytest.raises(ConfigError, match=r"a dict, expected a MoleConfig.*\*\*mapping"):
+        add_experts(llama(), {"method": "mola"})  # type: ignore[arg-type]
