@@ -6,18 +6,18 @@
     python benchmarks/mole_step.py memory --out results/memory  # peak memory of a training step
 
 Random weights of the real shapes; experts on gate, up and down projections, r = 16 unless said
-otherwise. Arms are timed
-in turn within each round, on the same new tokens, so that they are paired; medians of the ratios
-to PEFT's LoRA of the same rank, modules, adapter dtype and autocast are what counts. Every arm is
-checked before it is timed: B is not zero, its output equals that of the `reference` kernel, and
-every expert that a token chose has a gradient. Run it on an otherwise idle machine.
+otherwise. Arms are timed in turn within each round, on the same new tokens, so they are paired;
+medians of the ratios to PEFT's LoRA of the same rank, modules, adapter dtype and autocast are what
+counts. Every arm is checked before it is timed: B is not zero, its output equals that of the
+`reference` kernel, and every expert that a token chose has a gradient. Run it on an otherwise idle
+machine.
 
 On a GPU: `--device cuda`, and a size that fills it: `--size llama-7b --layers 4 --length 1024`.
 
-Arms: `base` no adapter, with a gradient down to the embeddings; `peft` LoRA in the dtype at hand; `peft-default` LoRA as PEFT makes it on a
-bf16 base, float32 and without autocast; `E4` and so on our experts with kernel auto; `E4-masked`
-with a named kernel; `E4-loop` a dense loop over all experts and `E4-gather` a loop that gathers
-each expert's tokens, which is what public code does.
+Arms: `base` no adapter, its gradient going down to the embeddings; `peft` LoRA in the dtype at
+hand; `peft-default` LoRA as PEFT makes it on a bf16 base, float32 and without autocast; `E4` and so
+on our experts with kernel auto; `E4-masked` with a named kernel; `E4-loop` a dense loop over all
+experts and `E4-gather` a loop that gathers each expert's tokens, which is what public code does.
 """
 
 from __future__ import annotations
