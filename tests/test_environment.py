@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL = 'pip install -e "."'
 LIGHT = {"cache_folder", "environment", "errors", "languages", "quiet"}
 """Modules of ours that import nothing heavy; the package itself imports no others at once."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpus_are_not_hidden() -> Iterator[None]:
+    """They are from the other tests; here they are made up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        yield
 
 
 def python(*words: str, broken: Path | None = None, **variables: str) -> Any:

@@ -304,8 +304,14 @@ class Probes:
         return self.build(None)
 
     def build(self, layers: int | None) -> LlavaMoleForConditionalGeneration:
+        recipe = self.model_recipe
+        if recipe.experts is not None:
+            # Sorting needs to know how many tokens go to each expert. On a GPU it begins where
+            # there are more rank units than recipes have (`kernels.WIDE_UNITS`).
+            wide = dataclasses.replace(recipe.experts, kernel="masked")
+            recipe = dataclasses.replace(recipe, experts=wide)
         model = model_without_weights(
-            self.model_recipe,
+            recipe,
             text_config=self.text,
             vision=self.vision,
             layers=layers,

@@ -29,6 +29,7 @@ from llava_mole.mole import (
     mole_context,
     router_parameters,
 )
+from llava_mole.mole import route as route_module
 from tests.helpers import SMALL, VOCABULARY, awaken, gradients, language_model, random_ids
 from tests.mole.arms import build
 
@@ -160,6 +161,12 @@ def test_losses_of_cross_attention_are_of_as_many_samples_as_the_decoder_has() -
 
 
 # ---------------------------------------------------------------------- sorting, where others look
+
+
+@pytest.fixture(autouse=True)
+def tiles_of_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens too few for two tiles are not sorted."""
+    monkeypatch.setattr(route_module, "TILE_TOKENS", 4)
 
 
 def sorting_and_reference(change: Callable[[nn.Module], None] = lambda model: None) -> list[Any]:

@@ -186,3 +186,19 @@ def test_devices_are_those_of_the_data_sheets() -> None:
         "a100-80g": (80, 312), "h100": (80, 989), "rtx-4090": (24, 165),
     }  # fmt: skip
     assert GIB == 2**30
+
+
+@pytest.mark.parametrize("experts", [4, 64])
+def test_experts_whose_tokens_would_be_sorted_are_estimated_too(
+    tiny_parts: Any, experts: int
+) -> None:
+    """On a CPU four of rank 16 are; how many tokens go to each is not known here."""
+    found = []
+    for number in (1, experts):
+        config = MoleConfig(num_experts=number, r=16)
+        recipe, stage = recipe_of(tiny_parts, "adapters", experts=config)
+        rows = Rows(rows=4, tokens=160, supervised=24, images=1, question=8)
+        probes = Probes(recipe, stage)
+        activations = probes.activations(rows, False, on_gpu=True, cast=False, tower=False)
+        found.append(sum(activations.values()))
+    assert found[1] > found[0]
