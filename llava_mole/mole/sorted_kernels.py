@@ -7,7 +7,8 @@ the banks inside see sorted tokens (`Route.layout`). A router of a single linear
 one product per expert, each of another length: the math library prepares (and caches) a program
 for every shape it meets, routes change every step, and preparing costs more than computing.
 `tiled` therefore goes by tiles of few lengths: neighbouring experts, whose units are one slice of
-A X"""
+A and of B, and a mask keeps each token to its own.
+"""
 
 from __future__ import annotations
 

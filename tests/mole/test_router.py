@@ -141,6 +141,5 @@ def test_split_products_are_as_exact_as_float32s(experts: int, device: str) -> N
     for value, other, expected in zip(found, plain, exact, strict=True):
         error = (value.double() - expected).norm() / expected.norm()
         plain_error = (other.double() - expected).norm() / expected.norm()
-        assert (
-            error <= (1.5 if device == "cpu" else 8) * plain_error
-        )  # a GPU rounds sums its own way
+        # A GPU's matrix units round sums in a way of their own.
+        assert error <= (1.5 if device == "cpu" else 8) * plain_error
