@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from a clone, installed or not
 
-from llava_mole.evaluation.results import cell  # noqa: E402
+from llava_mole.evaluation.results import cell, points  # noqa: E402
 from llava_mole.evaluation.routing_summary import (  # noqa: E402
     Summaries,
     draw_gates,
@@ -95,8 +95,8 @@ class Known:
         lines = ["| | difference | 95 % over pictures |", "|---|---:|---|"]
         for one in self.report.verdicts:
             if one.mean is not None and one.low is not None and one.high is not None:
-                low, high = f"{100 * one.low:+.1f}", f"{100 * one.high:+.1f}"
-                lines.append(f"| {cell(one.about)} | {100 * one.mean:+.1f} | {low} to {high} |")
+                low, high = points(one.low, "+"), points(one.high, "+")
+                lines.append(f"| {cell(one.about)} | {points(one.mean, '+')} | {low} to {high} |")
         return "\n".join(lines) + "\n"
 
 

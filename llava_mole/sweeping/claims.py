@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llava_mole.evaluation.results import points
 from llava_mole.evaluation.statistics import (
     SeedInterval,
     hierarchical_bootstrap,
@@ -190,18 +191,18 @@ def judged(one: Verdict, claim: Claim) -> Verdict:
     against = []
     if claim.direction == "different":
         if claim.smallest and -claim.smallest < low and high < claim.smallest:
-            against.append(f"a difference of {points(claim.smallest)} is excluded")
+            against.append(f"a difference of {in_points(claim.smallest)} is excluded")
     elif claim.direction == NOT_WORSE:
         if high < -(claim.no_worse or 0):
-            against.append(f"the mean is worse by more than {points(claim.no_worse or 0)}")
+            against.append(f"the mean is worse by more than {in_points(claim.no_worse or 0)}")
     elif high < claim.smallest or high < 0:
         against.append(
             "the difference points the other way"
             if high < 0
-            else f"a difference of {points(claim.smallest)} is excluded"
+            else f"a difference of {in_points(claim.smallest)} is excluded"
         )
     against += [
-        f"{domain} is worse by more than {points(claim.no_worse or 0)}" for domain in one.worse
+        f"{domain} is worse by more than {in_points(claim.no_worse or 0)}" for domain in one.worse
     ]
     if against:
         return replace(one, verdict=NOT_SUPPORTED, reason="; ".join(against))
@@ -212,5 +213,5 @@ def judged(one: Verdict, claim: Claim) -> Verdict:
     return replace(one, reason=f"{one.weakest}: {left}")
 
 
-def points(value: float) -> str:
-    return f"{100 * value:.1f} points"
+def in_points(value: float) -> str:
+    return f"{points(value)} points"

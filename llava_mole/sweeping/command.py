@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--pack", type=Path, metavar="DIR",
-        help="write who was right about which question to two small files, and stop",
+        help="write who was right about which question to two small files, and stop; runs that "
+        "a pack there has and the folders lack stay in it",
     )  # fmt: skip
     parser.add_argument(
         "--from", type=Path, metavar="DIR",
@@ -140,10 +141,12 @@ def run(args: argparse.Namespace) -> int:
         return do_one(sweep, args)
     if args.pack is not None:
         from llava_mole.sweeping.answers import read_answers
-        from llava_mole.sweeping.packing import write_pack
+        from llava_mole.sweeping.packing import add_to_pack
 
-        folder = write_pack(sweep, read_answers(sweep, args.split), args.pack)
-        console.print(f"pack: {folder}", soft_wrap=True)
+        kept = add_to_pack(sweep, read_answers(sweep, args.split), args.pack)
+        if kept:
+            console.print(f"of an earlier pack, kept: {', '.join(kept)}", soft_wrap=True)
+        console.print(f"pack: {args.pack}", soft_wrap=True)
         return 0
     failed, answers = 0, None
     if packed is not None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,62 @@ MARKS = {"0": 0.0, "1": 1.0, "-": np.nan}
 COLUMNS = ("domain", "language", "kind", "picture", "index", "prompt")
 
 
+def add_to_pack(sweep: Sweep, answers: Answers, folder: Path) -> list[str]:
+    """Write both files of a split. Runs that the folder has a pack of and `answers` lacks, as of
+    seeds that another machine did, stay in it; those that both have are taken from `answers`.
+
+    Returns:
+        Names of the runs that were kept.
+
+    Raises:
+        DataError: no run is scored on the split; or the pack is of other questions, or a run that
+            it keeps drew other samples than one with the same seed: nothing is changed.
+    """
+    kept: list[tuple[str, int]] = []
+    if answers.questions and (folder / f"{answers.split}.json").is_file():
+        packed = read_pack(sweep, answers.split, folder)
+        kept = [key for key in packed.runs if key not in answers.runs]
+        answers = joined(sweep, answers, packed, kept, folder)
+        for seed in {seed for _, seed in kept}:
+            problem = answers.order_problem([arm for arm, s in answers.runs if s == seed], [seed])
+            if problem is not None:
+                raise DataError(f"{folder}: {problem}; pack these runs into another folder")
+    write_pack(sweep, answers, folder)
+    return [run_name(arm, seed) for arm, seed in kept]
+
+
+def joined(
+    sweep: Sweep, own: Answers, packed: Answers, kept: Sequence[tuple[str, int]], folder: Path
+) -> Answers:
+    """`own` with some runs of a pack, whose questions are taken for known by their digests."""
+    asked = [
+        replace(question, prompt=digest(question), texts=(), answer="")
+        for question in own.questions
+    ]
+    at = {question: number for number, question in enumerate(packed.questions)}
+    if kept and at.keys() != set(asked):
+        raise DataError(
+            f"{folder}: its {len(at)} questions are not the {len(asked)} that these runs were "
+            "asked: pack these into another folder"
+        )
+    places = [at[question] for question in asked] if kept else []
+    found = replace(own, shown={}, withheld={}, orders={}, runs={}, attempts={})
+    for key in [(arm, seed) for arm in sweep.arm_names() for seed in sweep.seeds]:
+        source = packed if key in kept else own
+        if key not in source.runs:
+            continue
+        order: Sequence[int] | slice = places if key in kept else slice(None)
+        found.shown[key] = source.shown[key][order]
+        if key in source.withheld:
+            found.withheld[key] = source.withheld[key][order]
+        found.orders[key], found.runs[key] = source.orders[key], source.runs[key]
+        found.attempts[key] = source.attempts[key]
+    found.scorings = [*(one for one in packed.scorings if one not in own.scorings), *own.scorings]
+    return found
+
+
 def write_pack(sweep: Sweep, answers: Answers, folder: Path) -> Path:
-    """Both files of a split; the folder is made.
+    """Both files of a split, whatever is there; the folder is made.
 
     Raises:
         DataError: no run is scored on the split.

@@ -18,7 +18,7 @@ from llava_mole.sweeping.lines import key_lines, with_line
 from llava_mole.sweeping.sweep_file import Arm, Sweep, unknown
 from llava_mole.training.reading import beside, counted
 from llava_mole.training.recipe import Recipe
-from llava_mole.training.resume import FREE_TO_CHANGE, contents
+from llava_mole.training.resume import FREE_TO_CHANGE, contents, start_content
 from llava_mole.training.schema import load_recipe
 
 
@@ -138,15 +138,16 @@ def in_one_line(value: Any) -> str:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON has it, with the hashes of its data files, less its folder."""
+    """The recipe as JSON has it, with the hashes of its data files and of the model that it starts
+    from, less its folder."""
     values = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
     values.pop("output_dir")
-    return values | {"content": contents(recipe)}
+    return values | {"content": contents(recipe) | start_content(recipe)}
 
 
 def recipe_digest(recipe: Recipe) -> str:
     """16 hex digits of all that moves weights: the recipe less keys that are free to change when a
-    run goes on (logging, saving, workers), and its data files' contents."""
+    run goes on (logging, saving, workers), and the contents of its data files and of its start."""
     text = json.dumps(fixed(resolved(recipe), ""), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

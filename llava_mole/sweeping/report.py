@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_mole.evaluation.results import cell
+from llava_mole.evaluation.results import cell, points
 from llava_mole.folders import writing_file
 from llava_mole.sweeping import TEST
 from llava_mole.sweeping.answers import Answers, read_answers
@@ -140,7 +140,9 @@ def claim_line(one: Verdict) -> str:
     """A claim in one line: verdict, difference, interval, p, what it rests on."""
     text = f"{one.claim}: {one.verdict}"
     if one.mean is not None and one.low is not None and one.high is not None:
-        text += f": {100 * one.mean:+.1f} points ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+        text += (
+            f": {points(one.mean, '+')} points ({points(one.low, '+')} to {points(one.high, '+')})"
+        )
     if one.p_holm is not None:
         text += f", p {in_words(one.p)}, corrected {in_words(one.p_holm)}"
     if one.seeds:
@@ -161,8 +163,8 @@ def claims_table(verdicts: Sequence[Verdict]) -> str:
     for one in verdicts:
         difference = interval = "–"
         if one.mean is not None and one.low is not None and one.high is not None:
-            difference = f"{100 * one.mean:+.1f}"
-            interval = f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
+            difference = points(one.mean, "+")
+            interval = f"{points(one.low, '+')} to {points(one.high, '+')}"
         verdict = one.verdict + (f": {one.reason}" if one.reason else "")
         values = (one.about or one.claim, difference, interval, in_words(one.p),
                   in_words(one.p_holm), verdict)  # fmt: skip

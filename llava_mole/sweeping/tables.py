@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_mole.evaluation.results import cell
+from llava_mole.evaluation.results import cell, points
 from llava_mole.evaluation.statistics import wilson
 from llava_mole.languages import LANGUAGES
 from llava_mole.sweeping.answers import Answers, Scores
@@ -225,13 +225,13 @@ def less(mark: Mark | None) -> str:
     if mark is None or mark.less is None or mark.less_low is None or mark.less_high is None:
         return "–"
     if math.isnan(mark.less_low):
-        return f"{100 * mark.less:+.1f}"
-    return f"{100 * mark.less:+.1f} ± {50 * (mark.less_high - mark.less_low):.1f}"
+        return points(mark.less, "+")
+    return f"{points(mark.less, '+')} ± {points((mark.less_high - mark.less_low) / 2)}"
 
 
 def in_percent(mark: Mark | None) -> str:
     if mark is None:
         return "–"
     if math.isnan(mark.low):
-        return f"{100 * mark.mean:.1f}"
-    return f"{100 * mark.mean:.1f} ± {50 * (mark.high - mark.low):.1f}"
+        return points(mark.mean)
+    return f"{points(mark.mean)} ± {points((mark.high - mark.low) / 2)}"

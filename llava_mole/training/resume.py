@@ -24,6 +24,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,10 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
     described = out / "recipe.json"
     resolved = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
     before = read_recipe(described)
-    resolved["content"] = contents(recipe)
-    if before is not None and "content" not in before:  # of an earlier version
-        before["content"] = resolved["content"]
+    start = start_content(recipe)
+    resolved["content"] = contents(recipe) | start
+    if before is not None:  # of an earlier version: what it did not write down
+        before["content"] = start | before.get("content", resolved["content"])
     changed = differences(before, resolved)
     if resume == ANEW:
         remove_folder(out / "stages")
@@ -272,6 +274,29 @@ def contents(recipe: Recipe) -> dict[str, str]:
             sizes = [[p.relative_to(path).as_posix(), p.stat().st_size] for p in files]
             found[str(path)] = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
     return found
+
+
+def start_content(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 by path of the model folder that a run starts from: of its files' names and hashes.
+    Empty where it starts from none; models that the folder refers to are not read."""
+    if recipe.model.start_from is None:
+        return {}
+    folder = Path(recipe.model.start_from).expanduser()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = [[p.relative_to(folder).as_posix(), hash_of(p, stamp(p))] for p in files]
+    return {recipe.model.start_from: hashlib.sha256(json.dumps(hashes).encode()).hexdigest()}
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written anew: its time in nanoseconds, its size."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=4096)
+def hash_of(path: Path, _: tuple[int, int]) -> str:
+    """SHA-256 of a file, read once as long as its stamp stays: a sweep has many runs of a start."""
+    return sha256_file(path)
 
 
 def clean(out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from llava_mole.cli import main
 from llava_mole.errors import DataError
 from llava_mole.sweeping.answers import read_answers
-from llava_mole.sweeping.packing import read_pack, write_pack
+from llava_mole.sweeping.packing import add_to_pack, read_pack, write_pack
 from llava_mole.sweeping.report import make_report, to_json
 
 
@@ -48,6 +49,47 @@ def test_what_a_specialist_was_not_asked_stays_unasked(written, tmp_path):
     sweep.arms["b"].domains = None
     with pytest.raises(DataError, match=r"a run was not asked all .* arms\.NAME\.domains"):
         read_pack(sweep, "dev", tmp_path / "p")
+
+
+def only(answers, seeds):
+    """What a machine has that did these seeds."""
+    some = {name: {key: value for key, value in getattr(answers, name).items() if key[1] in seeds}
+            for name in ("shown", "withheld", "orders", "runs", "attempts")}  # fmt: skip
+    return replace(answers, **some)
+
+
+def test_seeds_of_two_machines_make_one_pack(packed, tmp_path):
+    sweep, _ = packed
+    answers = read_answers(sweep, "dev")
+    first, later = sweep.seeds[:1], sweep.seeds[1:]
+    # both machines have the first of the later seeds
+    assert add_to_pack(sweep, only(answers, sweep.seeds[:2]), tmp_path / "p") == []
+    kept = add_to_pack(sweep, only(answers, later), tmp_path / "p")
+    assert kept == [f"{arm}/seed-{seed}" for seed in first for arm in ("a", "b")]
+    expected = to_json(sweep, make_report(sweep, "dev"))
+    found = to_json(sweep, make_report(sweep, "dev", read_pack(sweep, "dev", tmp_path / "p")))
+    assert json.dumps(found) == json.dumps(expected)
+
+
+def test_runs_that_do_not_belong_together_are_not_packed_together(packed, tmp_path):
+    sweep, _ = packed
+    answers = read_answers(sweep, "dev")
+    mine = only(answers, [1])
+    add_to_pack(sweep, only(answers, [0]), tmp_path / "p")
+    before = (tmp_path / "p" / "dev.json").read_bytes()
+    other = replace(answers.questions[0], prompt="another")
+    asked = replace(mine, questions=(other, *answers.questions[1:]))
+    with pytest.raises(DataError, match=r"its 240 questions are not the 240 that these runs"):
+        add_to_pack(sweep, asked, tmp_path / "p")
+    add_to_pack(sweep, only(answers, [0]), tmp_path / "q")
+    drew = {"digest": "other", "content": "other", "stages": []}
+    sweep.arms["b"].other_data = None
+    half = replace(only(answers, [0]), other_data={}, orders={("a", 0): drew, ("b", 0): drew})
+    for name in ("shown", "withheld", "runs", "attempts", "orders"):
+        getattr(half, name).pop(("b", 0), None)
+    with pytest.raises(DataError, match=r"did not see the same samples"):
+        add_to_pack(sweep, half, tmp_path / "q")
+    assert (tmp_path / "p" / "dev.json").read_bytes() == before
 
 
 def test_a_pack_has_no_words_of_the_questions(packed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from PIL import Image
 
 from llava_mole.errors import ConfigError, DataError
+from llava_mole.evaluation.results import points
 from llava_mole.sweeping.one_run import do_run
 from llava_mole.sweeping.plan import plan_runs
 from llava_mole.sweeping.report import make_report, to_markdown, write_report
@@ -217,3 +219,10 @@ def test_every_scoring_on_test_is_on_record_and_a_second_is_seen(trained):
     notes = "\n".join(make_report(sweep, "dev").notes)
     assert "**scored on test more than once**: moe/seed-0 2 times" in notes
     assert "**the choice changed between scorings on test**" in notes
+
+
+@pytest.mark.parametrize("share", [0.0525, -0.0525, 0.0535, 0.66025])
+def test_points_are_the_same_where_sums_are_rounded_otherwise(share):
+    near = {math.nextafter(share, 1), share, math.nextafter(share, -1)}
+    assert len({points(one, "+") for one in near}) == 1
+    assert abs(float(points(share)) - 100 * share) <= 0.05 + 1e-9

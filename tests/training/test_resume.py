@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from llava_mole.cli import main
 from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import publish, remove_folder, sweep
+from llava_mole.sweeping.plan import recipe_digest
 from llava_mole.training.resume import find_position, latest_checkpoint, only_run, prepare_folder
 from llava_mole.training.run import run_recipe
 from llava_mole.training.schema import load_recipe
@@ -258,23 +259,47 @@ def test_a_checkpoint_damaged_in_place_is_passed_over(
         run_recipe(load_recipe(recipe_file, only), resume=folder / "checkpoint-4")
 
 
-@pytest.mark.parametrize("what", ["data", "template", "recipe.json"])
+@pytest.mark.parametrize("what", ["data", "template", "start", "recipe.json"])
 def test_a_run_goes_on_only_with_the_files_it_began_with(
     recipe_file: Path, data: Path, tmp_path: Path, what: str
 ) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text("one")
     recipe = load_recipe(recipe_file, [f"model.chat_template={template}"])
+    start = tmp_path / "start" / "model.safetensors"
+    start.parent.mkdir()
+    start.write_text("weights")
+    recipe.model.start_from = str(start.parent)
+    digest = recipe_digest(recipe)
     prepare_folder(recipe, "auto")
     (tmp_path / "run" / "stages" / "1-warm").mkdir(parents=True)
     prepare_folder(recipe, "auto")
-    changed = {"data": data / "train.json", "template": template}.get(what)
+    assert recipe_digest(recipe) == digest
+    changed = {"data": data / "train.json", "template": template, "start": start}.get(what)
     if changed is None:
         (tmp_path / "run" / "recipe.json").unlink()
     else:
         changed.write_text(changed.read_text() + " ")
+        assert recipe_digest(recipe) != digest
     with pytest.raises(ConfigError) as caught:
         prepare_folder(recipe, "auto")
-    assert str(changed or "recipe.json is missing") in str(caught.value)
+    named = {"start": str(start.parent), "recipe.json": "recipe.json is missing"}
+    assert named.get(what, str(changed)) in str(caught.value)
     assert "--resume none" in str(caught.value)
     prepare_folder(recipe, "none")
+
+
+def test_a_run_of_a_version_that_did_not_hash_its_start_goes_on(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(recipe_file, [])
+    prepare_folder(recipe, "auto")
+    (tmp_path / "run" / "stages" / "1-warm").mkdir(parents=True)
+    recipe.model.start_from = str(tmp_path / "start")
+    (tmp_path / "start").mkdir()
+    described = tmp_path / "run" / "recipe.json"
+    written = json.loads(described.read_text("utf-8"))
+    written["model"]["start_from"] = recipe.model.start_from
+    described.write_text(json.dumps(written), "utf-8")
+    prepare_folder(recipe, "auto")
+    assert recipe.model.start_from in json.loads(described.read_text("utf-8"))["content"]
