@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +146,10 @@ def do_runs(
                 going.remove(one)
                 failed += one.process.returncode != 0
                 report(split, one, console)
+                if left or going:
+                    ahead = seconds_left(sweep, left, going, len(slots))
+                    ended = f"{len(runs) - len(left) - len(going)} of {len(runs)} runs"
+                    console.print(f"{ended}, about {duration(ahead)} left" if ahead else ended)
     return failed
 
 
@@ -195,6 +199,24 @@ def minutes_done(sweep: Sweep) -> dict[str, list[float]]:
     return found
 
 
+def expected_minutes(done: Mapping[str, Sequence[float]], arm: str) -> float:
+    """What a run of the arm takes, going by its finished ones, or by all; 0 where there are none."""
+    known = done.get(arm) or [minutes for of_arm in done.values() for minutes in of_arm]
+    return fmean(known) if known else 0.0
+
+
+def seconds_left(
+    sweep: Sweep, left: Sequence[PlannedRun], going: Sequence[Started], at_once: int
+) -> float:
+    """Until the last run ends, going by finished ones; 0 where there are none."""
+    done = minutes_done(sweep)
+    now = time.monotonic()
+    ahead = sum(60 * expected_minutes(done, run.arm) for run in left)
+    for one in going:
+        ahead += max(0.0, 60 * expected_minutes(done, one.run.arm) - (now - one.since))
+    return ahead / at_once
+
+
 def beyond_budget(sweep: Sweep, run: PlannedRun, going: Sequence[Started]) -> str | None:
     """Why a run should not be started; None where the budget allows it.
 
@@ -204,13 +226,8 @@ def beyond_budget(sweep: Sweep, run: PlannedRun, going: Sequence[Started]) -> st
         return None
     done = minutes_done(sweep)
     every = [minutes for of_arm in done.values() for minutes in of_arm]
-
-    def expected(arm: str) -> float:
-        known = done.get(arm) or every
-        return fmean(known) if known else 0.0
-
-    spent = sum(every) + sum(expected(one.run.arm) for one in going)
-    ahead = expected(run.arm)
+    spent = sum(every) + sum(expected_minutes(done, one.run.arm) for one in going)
+    ahead = expected_minutes(done, run.arm)
     if spent + ahead <= sweep.minutes and spent < sweep.minutes:
         return None
     return (

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -25,7 +26,15 @@ from llava_mole.sweeping.dry_run import dry_run
 from llava_mole.sweeping.one_run import STARTED_BY, watch_sweep
 from llava_mole.sweeping.plan import plan_runs
 from llava_mole.sweeping.run_folder import read_json
-from llava_mole.sweeping.scheduling import beyond_budget, do_runs, make_slots
+from llava_mole.sweeping.scheduling import (
+    Slot,
+    Started,
+    beyond_budget,
+    do_runs,
+    make_slots,
+    minutes_done,
+    seconds_left,
+)
 from tests.sweeping.conftest import edit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +65,7 @@ def test_runs_are_processes_that_succeed_and_fail_alone(trained: Path) -> None:
     assert code == 1
     assert "lora/seed-0: what was there is now in" in said
     assert "lora/seed-0: done in" in said
+    assert "1 of 2 runs" in said
     assert "moe/seed-0: failed (exit code 2)" in said
     assert "its model is not there any more" in said
     assert read_json(lora.folder / "done.json")["digest"] == lora.digest
@@ -126,6 +136,18 @@ def test_a_dry_run_tells_arms_apart_and_finds_what_is_missing(
 
 def vars_of(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8"))
+
+
+def test_the_time_that_is_left_goes_by_the_runs_that_ended(trained: Path) -> None:
+    sweep = edit(trained, seeds=[0, 1, 2])
+    runs = plan_runs(sweep, trained, seeds=[2])
+    took = {arm: fmean(minutes) for arm, minutes in minutes_done(sweep).items()}
+    assert seconds_left(sweep, runs, [], 1) == pytest.approx(60 * sum(took.values()))
+    assert seconds_left(sweep, runs, [], 2) == pytest.approx(30 * sum(took.values()))
+    begun = Started(runs[0], Slot(), None, time.monotonic() - 3600)  # longer than any took
+    assert seconds_left(sweep, runs[1:], [begun], 1) == pytest.approx(60 * took[runs[1].arm])
+    shutil.rmtree(sweep.out)
+    assert seconds_left(sweep, runs, [], 1) == 0
 
 
 def test_no_run_is_started_beyond_the_budget(trained: Path) -> None:
