@@ -200,7 +200,7 @@ def minutes_done(sweep: Sweep) -> dict[str, list[float]]:
 
 
 def expected_minutes(done: Mapping[str, Sequence[float]], arm: str) -> float:
-    """What a run of the arm takes, going by its finished ones, or by all; 0 where there are none."""
+    """What a run of the arm takes, by its finished ones, or by all; 0 where there are none."""
     known = done.get(arm) or [minutes for of_arm in done.values() for minutes in of_arm]
     return fmean(known) if known else 0.0
 
