@@ -82,11 +82,13 @@ class Known:
             own = list(self.sweep.composed.get(name, {"": name}).values())
             first = self.sweep.arms[own[0]]
             about = "; ".join(text for text in (first.about, first.other_data) if text)
-            if name in self.sweep.composed:
-                about = f"each domain by a model of its own, as in: {about}"
             trained = f"{costs[own[0]].trained_parameters:,}"
-            trained = trained if len(own) == 1 else f"{len(own)} × {trained}"
-            steps = ", ".join(dict.fromkeys(str(costs[arm].steps) for arm in own))
+            steps = f"{costs[own[0]].steps:,}"
+            if name in self.sweep.composed:
+                about = f"each domain by a model of its own, the first: {about}"
+                trained = f"{len(own)} × {trained}"
+                parts = self.sweep.composed[name].items()
+                steps = ", ".join(f"{domain} {costs[arm].steps:,}" for domain, arm in parts)
             lines.append(f"| {cell(name)} | {cell(about)} | {trained} | {steps} |")
         return "\n".join(lines) + "\n"
 

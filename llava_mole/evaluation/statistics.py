@@ -237,12 +237,14 @@ def seed_interval(
     cases of a reading study. The variance of the mean is split as there: A, of the seeds' means; B,
     of the pictures' means over seeds; C, of what is left, which A and B both hold:
 
-        se^2 = max(A, C) + max(B - C, 0),     df = (seeds - 1) (se^2 / A)^2
+        se^2 = max(A, C) + P,  P = max(B - C, 0)
+        df   = se^4 / (A^2 / (seeds - 1) + P^2 / (pictures - strata))
 
-    (Obuchowski and Rockette 1995, with the degrees of freedom of Hillis 2007, after Satterthwaite
-    1946: the pictures' part is taken as known, for there are many. That A is held at C, which it
-    cannot be below but by luck, is ours: without it intervals of two or three seeds are too narrow
-    by a point or two.) Pictures' parts are linearised, so groups may be of unequal size.
+    (Obuchowski and Rockette 1995, with degrees of freedom as Hillis 2007 has them, after
+    Satterthwaite 1946; they take P for known, which here, with some tens of pictures a stratum, it
+    is not quite. That A is held at C, which it cannot be below but by luck, is ours: without it
+    intervals of two or three seeds are too narrow by a point or two.) Pictures' parts are
+    linearised, so groups may be of unequal size.
 
     Percentiles of a bootstrap will not do: over S seeds its variance is (S - 1) / S of the right
     one, and normal quantiles stand where t's should. In simulated sweeps of 3, 5 and 8 seeds and 80
@@ -286,13 +288,14 @@ def seed_interval(
         parts[number] = np.bincount(design.unit, share * (row - of_group[design.group]), count)
     factor = (sizes / (sizes - 1))[design.stratum]
     pictures = float((factor * parts.mean(0) ** 2).sum())
-    if seeds == 1:
-        squared, df = pictures, math.inf
-    else:
+    rest = of_seeds = 0.0
+    if seeds > 1:
         rest = float((factor * parts.var(0, ddof=1)).sum()) / seeds
         of_seeds = float(by_seed.var(ddof=1)) / seeds
-        squared = max(of_seeds, rest) + max(pictures - rest, 0.0)
-        df = math.inf if of_seeds == 0 else (seeds - 1) * (squared / of_seeds) ** 2
+    of_pictures = max(pictures - rest, 0.0)
+    squared = max(of_seeds, rest) + of_pictures
+    spread = of_seeds**2 / max(1, seeds - 1) + of_pictures**2 / (count - len(sizes))
+    df = math.inf if spread == 0 else squared**2 / spread
     se = math.sqrt(squared)
     if se < 1e-12:  # rounding alone
         p = 1.0 if abs(mean - null) < 1e-12 else min(1.0, 2.0 ** (1 - count))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_mole.errors import DataError
-from llava_mole.folders import writing_file
+from llava_mole.folders import sha256_file, writing_file
 from llava_mole.sweeping.answers import Answers, Question, Scores
 from llava_mole.sweeping.plan import run_name
 from llava_mole.sweeping.run_folder import read_json
@@ -42,69 +42,121 @@ def add_to_pack(sweep: Sweep, answers: Answers, folder: Path) -> list[str]:
         Names of the runs that were kept.
 
     Raises:
-        DataError: no run is scored on the split; or the pack is of other questions, or a run that
-            it keeps drew other samples than one with the same seed: nothing is changed.
+        DataError: no run is scored on the split, or some were scored with other settings. Or what
+            is packed cannot stay beside these: of other settings, questions or recipes, of arms or
+            seeds that the sweep file lacks, of other samples with the same seed. Nothing is changed
+            then.
     """
     kept: list[tuple[str, int]] = []
-    if answers.questions and (folder / f"{answers.split}.json").is_file():
-        packed = read_pack(sweep, answers.split, folder)
-        kept = [key for key in packed.runs if key not in answers.runs]
-        answers = joined(sweep, answers, packed, kept, folder)
-        for seed in {seed for _, seed in kept}:
-            problem = answers.order_problem([arm for arm, s in answers.runs if s == seed], [seed])
-            if problem is not None:
-                raise DataError(f"{folder}: {problem}; pack these runs into another folder")
+    if answers.questions and pack_files(folder, answers.split)[1].exists():
+        try:
+            packed = read_pack(sweep, answers.split, folder, every=True)
+            kept = [key for key in packed.runs if key not in answers.runs]
+            answers = joined(sweep, answers, packed, kept)
+        except DataError as error:
+            raise DataError(
+                f"{error}\nNothing was written. Pack into another folder, or remove "
+                f"{answers.split}.csv and {answers.split}.json from {folder} if they can go"
+            ) from error
     write_pack(sweep, answers, folder)
     return [run_name(arm, seed) for arm, seed in kept]
 
 
-def joined(
-    sweep: Sweep, own: Answers, packed: Answers, kept: Sequence[tuple[str, int]], folder: Path
-) -> Answers:
-    """`own` with some runs of a pack, whose questions are taken for known by their digests."""
-    asked = [
-        replace(question, prompt=digest(question), texts=(), answer="")
-        for question in own.questions
-    ]
-    at = {question: number for number, question in enumerate(packed.questions)}
-    if kept and at.keys() != set(asked):
-        raise DataError(
-            f"{folder}: its {len(at)} questions are not the {len(asked)} that these runs were "
-            "asked: pack these into another folder"
-        )
-    places = [at[question] for question in asked] if kept else []
-    found = replace(own, shown={}, withheld={}, orders={}, runs={}, attempts={})
+def joined(sweep: Sweep, own: Answers, packed: Answers, kept: Sequence[tuple[str, int]]) -> Answers:
+    """`own` with some runs of a pack, whose questions are told apart by their digests."""
+    questions = joined_questions(sweep, own, packed)
+    places = {wordless(question): at for at, question in enumerate(questions)}
+    found = replace(
+        own, questions=questions, shown={}, withheld={}, orders={}, runs={}, recipes={},
+        attempts={},
+    )  # fmt: skip
     for key in [(arm, seed) for arm in sweep.arm_names() for seed in sweep.seeds]:
         source = packed if key in kept else own
         if key not in source.runs:
             continue
-        order: Sequence[int] | slice = places if key in kept else slice(None)
-        found.shown[key] = source.shown[key][order]
-        if key in source.withheld:
-            found.withheld[key] = source.withheld[key][order]
+        at = [places[wordless(question)] for question in source.questions]
+        for marks_of, into in ((source.shown, found.shown), (source.withheld, found.withheld)):
+            if key in marks_of:
+                into[key] = np.full(len(questions), np.nan)
+                into[key][at] = marks_of[key]
         found.orders[key], found.runs[key] = source.orders[key], source.runs[key]
         found.attempts[key] = source.attempts[key]
+        if key in source.recipes:
+            found.recipes[key] = source.recipes[key]
+    check_alike(found, kept)
     found.scorings = [*(one for one in packed.scorings if one not in own.scorings), *own.scorings]
     return found
+
+
+def joined_questions(sweep: Sweep, own: Answers, packed: Answers) -> tuple[Question, ...]:
+    """Domain by domain: what `own` was asked, or else what the pack's runs were.
+
+    Raises:
+        DataError: in some domain they were asked different ones.
+    """
+    found: list[Question] = []
+    for domain in sweep.evaluate.domains:
+        mine, theirs = (
+            [question for question in answers.questions if question.domain == domain]
+            for answers in (own, packed)
+        )
+        if mine and theirs and set(map(wordless, mine)) != set(map(wordless, theirs)):
+            raise DataError(
+                f"the pack's {len(theirs)} questions on {domain} are not the {len(mine)} that "
+                "these runs were asked"
+            )
+        found += mine or theirs
+    return tuple(found)
+
+
+def check_alike(found: Answers, kept: Sequence[tuple[str, int]]) -> None:
+    """Raises DataError where a kept run is not of its arm's recipe, or drew other samples than the
+    runs with its seed."""
+    for arm, seed in kept:
+        others = {
+            digest: run_name(arm, other)
+            for (name, other), digest in found.recipes.items()
+            if name == arm and digest != found.recipes.get((arm, seed), digest)
+        }
+        if others:
+            raise DataError(
+                f"the pack's {run_name(arm, seed)} has another recipe, other data or another start "
+                f"than {next(iter(others.values()))}"
+            )
+        arms = [name for name, other in found.runs if other == seed]
+        if (problem := found.order_problem(arms, [seed])) is not None:
+            raise DataError(problem)
+
+
+def pack_files(folder: Path, split: str) -> tuple[Path, Path]:
+    return folder / f"{split}.csv", folder / f"{split}.json"
 
 
 def write_pack(sweep: Sweep, answers: Answers, folder: Path) -> Path:
     """Both files of a split, whatever is there; the folder is made.
 
     Raises:
-        DataError: no run is scored on the split.
+        DataError: no run is scored on the split, or some were scored with other settings than the
+            sweep file's.
     """
     if not answers.questions:
         raise DataError(f"no run of {sweep.out} is scored on {answers.split}: nothing to pack")
-    with writing_file(folder / f"{answers.split}.csv") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
+    if answers.stale:
+        raise DataError(
+            f"scored with other settings than evaluate has now: {', '.join(answers.stale)}. The "
+            f"same sweep with --split {answers.split} scores them anew; then pack"
+        )
+    table, path = pack_files(folder, answers.split)
+    with writing_file(table) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(COLUMNS)
         for question in answers.questions:
             values = {**asdict(question), "prompt": digest(question)}
-            table.writerow([values[column] for column in COLUMNS])
+            rows.writerow([values[column] for column in COLUMNS])
     runs = {}
     for (arm, seed), done in answers.runs.items():
         withheld = answers.withheld.get((arm, seed))
+        recipe = answers.recipes.get((arm, seed))
         runs[run_name(arm, seed)] = {
             "arm": arm,
             "seed": seed,
@@ -112,33 +164,40 @@ def write_pack(sweep: Sweep, answers: Answers, folder: Path) -> Path:
             **({} if withheld is None else {"withheld": marks(withheld)}),
             "order": answers.orders[arm, seed],
             "attempts": answers.attempts[arm, seed],
+            **({} if recipe is None else {"recipe": recipe}),
             "done": done,
         }
     values = {
         "split": answers.split,
+        "questions": sha256_file(table),
         "settings": settings_of(sweep),
         "runs": runs,
         "test_scorings": answers.scorings,
     }
-    with writing_file(folder / f"{answers.split}.json") as file:
+    with writing_file(path) as file:
         json.dump(values, file, ensure_ascii=False, indent=1)
         file.write("\n")
     return folder
 
 
-def read_pack(sweep: Sweep, split: str, folder: Path) -> Answers:
+def read_pack(sweep: Sweep, split: str, folder: Path, *, every: bool = False) -> Answers:
     """What `write_pack` wrote; runs of arms and seeds that the sweep file lacks are left out.
 
+    Args:
+        every: refuse such runs.
+
     Raises:
-        DataError: a file is missing or is no such file, or the questions are not those that
-            `evaluate` asks for.
+        DataError: a file is missing or is no such file, they were not written together, or the
+            questions are not those that `evaluate` asks for.
     """
-    table, path = folder / f"{split}.csv", folder / f"{split}.json"
+    table, path = pack_files(folder, split)
     if not table.is_file() or not path.is_file():
         raise DataError(f"{folder}: no {split}.csv with {split}.json; --pack writes them")
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     values = read_json(path) or {}
+    if values.get("questions", "") not in ("", sha256_file(table)):
+        raise DataError(f"{table} is not the one that {path} was written with")
     found = Answers(split)
     try:
         found.questions = tuple(
@@ -154,6 +213,9 @@ def read_pack(sweep: Sweep, split: str, folder: Path) -> Answers:
         for run in values["runs"].values():
             key = (run["arm"], run["seed"])
             if run["arm"] not in sweep.arm_names() or run["seed"] not in sweep.seeds:
+                if every:
+                    name = run_name(run["arm"], run["seed"])
+                    raise DataError(f"{path} has {name}, which the sweep file does not have")
                 continue
             asked = np.isin(found.column("domain"), sweep.domains_of(run["arm"]))
             found.shown[key] = scores(run["shown"], asked, path)
@@ -161,14 +223,24 @@ def read_pack(sweep: Sweep, split: str, folder: Path) -> Answers:
                 found.withheld[key] = scores(run["withheld"], asked, path)
             found.orders[key], found.runs[key] = run["order"], run["done"]
             found.attempts[key] = run["attempts"]
+            if "recipe" in run:
+                found.recipes[key] = run["recipe"]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: no pack of a sweep ({type(error).__name__}: {error})") from error
     found.declare(sweep)
     return found
 
 
+def wordless(question: Question) -> Question:
+    """Without words: as a pack has it."""
+    return replace(question, prompt=digest(question), texts=(), answer="")
+
+
 def digest(question: Question) -> str:
-    """Of all that was asked: the prompt, the options, the right one."""
+    """Of all that was asked: the prompt, the options, the right one; a pack's own has it as its
+    prompt."""
+    if not question.texts:
+        return question.prompt
     text = json.dumps([question.prompt, question.texts, question.answer], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

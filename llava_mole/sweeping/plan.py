@@ -152,6 +152,13 @@ def recipe_digest(recipe: Recipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def arm_digest(described: dict[str, Any]) -> str:
+    """Of `resolved`, less its seed: what an arm's runs have in common."""
+    values = {key: value for key, value in described.items() if key != "seed"}
+    text = json.dumps(fixed(values, ""), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def fixed(value: Any, path: str) -> Any:
     """Without the keys that are free to change."""
     if isinstance(value, dict):

@@ -60,6 +60,9 @@ FREE_TO_CHANGE = re.compile(
 """Keys of a recipe that may differ when a run goes on: they move no weight beyond the rounding that
 activation checkpointing has, or sums over another number of processes."""
 
+MOVE_WEIGHTS = {".safetensors", ".json", ".jinja", ".model"}
+"""Endings of files in a model folder that training from it hangs on."""
+
 
 # ---------------------------------------------------------------------- checkpoints
 
@@ -277,12 +280,13 @@ def contents(recipe: Recipe) -> dict[str, str]:
 
 
 def start_content(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 by path of the model folder that a run starts from: of its files' names and hashes.
-    Empty where it starts from none; models that the folder refers to are not read."""
+    """SHA-256 by path of the model folder that a run starts from: of the names and hashes of its
+    weights, configurations, tokenizer and template. Empty where it starts from none; models that
+    the folder refers to are not read."""
     if recipe.model.start_from is None:
         return {}
     folder = Path(recipe.model.start_from).expanduser()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.suffix in MOVE_WEIGHTS)
     hashes = [[p.relative_to(folder).as_posix(), hash_of(p, stamp(p))] for p in files]
     return {recipe.model.start_from: hashlib.sha256(json.dumps(hashes).encode()).hexdigest()}
 

@@ -47,12 +47,14 @@ def test_a_balanced_table_is_the_two_way_analysis_of_variance():
     ms_pictures = seeds * ((columns - whole) ** 2).sum() / (pictures - 1)
     rest = table - rows[:, None] - columns + whole
     ms_rest = (rest**2).sum() / ((seeds - 1) * (pictures - 1))
-    total = ms_seeds + max(ms_pictures - ms_rest, 0)
+    of_pictures = max(ms_pictures - ms_rest, 0)
+    total = ms_seeds + of_pictures
     assert ms_seeds > ms_rest
     found = seed_interval(table, [str(i) for i in range(pictures)])
     assert found.mean == pytest.approx(whole)
     assert found.se == pytest.approx(math.sqrt(total / (seeds * pictures)))
-    assert found.df == pytest.approx(total**2 / (ms_seeds**2 / (seeds - 1)))
+    spread = ms_seeds**2 / (seeds - 1) + of_pictures**2 / (pictures - 1)
+    assert found.df == pytest.approx(total**2 / spread)
     assert found.df < 4
     half = student_t_quantile(found.df) * found.se
     assert (found.low, found.high) == pytest.approx((whole - half, whole + half))
@@ -99,7 +101,7 @@ def test_with_one_seed_it_is_the_spread_of_pictures_alone():
     found = seed_interval(one[None], *where)
     _, draws = bootstrap(one, *where, draws=5000)
     assert found.seeds == 1
-    assert found.df == math.inf
+    assert found.df == 119
     assert found.se == pytest.approx(draws.std() * math.sqrt(120 / 119), rel=0.05)
 
 

@@ -230,3 +230,5 @@ def write_run(sweep: Sweep, arm: str, seed: int, rate: Rate, pictures: int, orde
         "processes": 1, "threads": 1, "device": "cpu", "accuracy": {},
     }  # fmt: skip
     write_json(folder / "done.json", done)
+    recipe = {"seed": seed, "arm": arm, "workers": seed}  # workers move no weight
+    write_json(folder / "run.json", {"digest": arm, "recipe": recipe})

@@ -51,45 +51,105 @@ def test_what_a_specialist_was_not_asked_stays_unasked(written, tmp_path):
         read_pack(sweep, "dev", tmp_path / "p")
 
 
-def only(answers, seeds):
-    """What a machine has that did these seeds."""
-    some = {name: {key: value for key, value in getattr(answers, name).items() if key[1] in seeds}
-            for name in ("shown", "withheld", "orders", "runs", "attempts")}  # fmt: skip
+def part(answers, wanted):
+    """What a machine has that did the runs (arm, seed) for which `wanted` is true."""
+    names = ("shown", "withheld", "orders", "runs", "recipes", "attempts")
+    some = {name: {key: value for key, value in getattr(answers, name).items() if wanted(*key)}
+            for name in names}  # fmt: skip
     return replace(answers, **some)
 
 
 def test_seeds_of_two_machines_make_one_pack(packed, tmp_path):
     sweep, _ = packed
     answers = read_answers(sweep, "dev")
-    first, later = sweep.seeds[:1], sweep.seeds[1:]
-    # both machines have the first of the later seeds
-    assert add_to_pack(sweep, only(answers, sweep.seeds[:2]), tmp_path / "p") == []
-    kept = add_to_pack(sweep, only(answers, later), tmp_path / "p")
-    assert kept == [f"{arm}/seed-{seed}" for seed in first for arm in ("a", "b")]
+    # both machines have the second seed
+    first, later = part(answers, lambda _, seed: seed < 2), part(answers, lambda _, seed: seed > 0)
+    assert add_to_pack(sweep, first, tmp_path / "p") == []
+    assert add_to_pack(sweep, later, tmp_path / "p") == ["a/seed-0", "b/seed-0"]
     expected = to_json(sweep, make_report(sweep, "dev"))
     found = to_json(sweep, make_report(sweep, "dev", read_pack(sweep, "dev", tmp_path / "p")))
     assert json.dumps(found) == json.dumps(expected)
+    for name in ("dev.csv", "dev.json"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "pack" / name).read_bytes()
 
 
-def test_runs_that_do_not_belong_together_are_not_packed_together(packed, tmp_path):
-    sweep, _ = packed
-    answers = read_answers(sweep, "dev")
-    mine = only(answers, [1])
-    add_to_pack(sweep, only(answers, [0]), tmp_path / "p")
-    before = (tmp_path / "p" / "dev.json").read_bytes()
+def test_a_specialist_of_another_machine_joins(written, tmp_path):
+    alone = {"other_data": "shapes alone", "domains": ["shapes"]}
+    sweep = written(rate, arms={"a": {}, "b": alone})
+    shutil.move(sweep.out / "runs" / "b", tmp_path / "b")
+    both = read_answers(sweep, "dev")
+    shutil.move(sweep.out / "runs" / "a", tmp_path / "a")
+    shutil.move(tmp_path / "b", sweep.out / "runs" / "b")
+    one = read_answers(sweep, "dev")
+    assert set(one.column("domain")) == {"shapes"}
+    for name, order in (("p", (both, one)), ("q", (one, both))):
+        for answers in order:
+            add_to_pack(sweep, answers, tmp_path / name)
+    shutil.move(tmp_path / "a", sweep.out / "runs" / "a")
+    write_pack(sweep, read_answers(sweep, "dev"), tmp_path / "whole")
+    for name in ("p", "q"):
+        found = read_pack(sweep, "dev", tmp_path / name)
+        whole = read_pack(sweep, "dev", tmp_path / "whole")
+        assert found.questions == whole.questions
+        assert to_json(sweep, make_report(sweep, "dev", found)) == to_json(
+            sweep, make_report(sweep, "dev", whole)
+        )
+
+
+def other_questions(answers, sweep):
     other = replace(answers.questions[0], prompt="another")
-    asked = replace(mine, questions=(other, *answers.questions[1:]))
-    with pytest.raises(DataError, match=r"its 240 questions are not the 240 that these runs"):
-        add_to_pack(sweep, asked, tmp_path / "p")
-    add_to_pack(sweep, only(answers, [0]), tmp_path / "q")
+    return replace(answers, questions=(other, *answers.questions[1:]))
+
+
+def other_recipe(answers, sweep):
+    return replace(answers, recipes=dict.fromkeys(answers.recipes, "another"))
+
+
+def other_samples(answers, sweep):
+    """The pack keeps b with seed 0; here a drew something else with that seed."""
     drew = {"digest": "other", "content": "other", "stages": []}
-    sweep.arms["b"].other_data = None
-    half = replace(only(answers, [0]), other_data={}, orders={("a", 0): drew, ("b", 0): drew})
-    for name in ("shown", "withheld", "runs", "attempts", "orders"):
-        getattr(half, name).pop(("b", 0), None)
-    with pytest.raises(DataError, match=r"did not see the same samples"):
-        add_to_pack(sweep, half, tmp_path / "q")
-    assert (tmp_path / "p" / "dev.json").read_bytes() == before
+    answers = part(answers, lambda arm, seed: (arm, seed) == ("a", 0))
+    return replace(answers, other_data={}, orders={("a", 0): drew})
+
+
+def other_arms(answers, sweep):
+    sweep.arms = {"b": sweep.arms["b"]}
+    return answers
+
+
+def stale(answers, sweep):
+    return replace(answers, stale=["a/seed-1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_questions, r"the pack's 120 questions on shapes are not the 120 that these runs"),
+        (other_recipe, r"the pack's a/seed-0 has another recipe, other data or another start than"),
+        (other_samples, r"did not see the same samples"),
+        (other_arms, r"has a/seed-0, which the sweep file does not have"),
+        (stale, r"scored with other settings than evaluate has now: a/seed-1"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_not_packed_together(packed, tmp_path, change, said):
+    sweep, folder = packed
+    answers = read_answers(sweep, "dev")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    later = part(answers, lambda _, seed: seed > 0) if change is not other_samples else answers
+    with pytest.raises(DataError, match=said):
+        add_to_pack(sweep, change(later, sweep), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_pack_that_was_half_written_is_told(packed):
+    sweep, folder = packed
+    (folder / "dev.csv").write_text((folder / "dev.csv").read_text("utf-8") + "\n", "utf-8")
+    with pytest.raises(
+        DataError, match=r"dev\.csv is not the one that .*dev\.json was written with"
+    ):
+        read_pack(sweep, "dev", folder)
+    with pytest.raises(DataError, match=r"remove dev\.csv and dev\.json"):
+        add_to_pack(sweep, read_answers(sweep, "dev"), folder)
 
 
 def test_a_pack_has_no_words_of_the_questions(packed):

@@ -274,6 +274,7 @@ def test_a_run_goes_on_only_with_the_files_it_began_with(
     prepare_folder(recipe, "auto")
     (tmp_path / "run" / "stages" / "1-warm").mkdir(parents=True)
     prepare_folder(recipe, "auto")
+    (start.parent / "README.md").write_text("what a person reads")
     assert recipe_digest(recipe) == digest
     changed = {"data": data / "train.json", "template": template, "start": start}.get(what)
     if changed is None:
