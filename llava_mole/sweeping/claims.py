@@ -7,6 +7,7 @@
 - **Not supported**: the interval lies below what would matter (`smallest`, or 0), or in some domain
   the interval (corrected for the number of domains) lies beyond `no_worse`.
 - **Not decidable**: neither; or runs are missing, there is one seed, or arms saw other samples.
+- **Exploratory**: the sweep file says so; p stands as it is, nothing is decided.
 
 All p are two-sided: p < 0.05 where the 95 % interval excludes the value in question; 1 where the
 difference points the other way.
@@ -33,6 +34,7 @@ from llava_mole.sweeping.plan import run_name
 from llava_mole.sweeping.sweep_file import NOT_WORSE, Claim, Sweep
 
 SUPPORTED, NOT_SUPPORTED, NOT_DECIDABLE = "supported", "not supported", "not decidable"
+EXPLORATORY = "exploratory"
 LEVEL = 0.05
 
 
@@ -76,12 +78,17 @@ class Verdict:
 
 
 def decide(sweep: Sweep, answers: Answers) -> list[Verdict]:
-    """All claims of a sweep. One that cannot be decided counts among them for Holm's correction."""
-    found = [weigh(sweep, answers, name, claim) for name, claim in sweep.claims.items()]
-    corrected = holm([1.0 if one.p is None else one.p for one in found])
+    """All claims of a sweep. One that cannot be decided counts among them for Holm's correction,
+    an exploratory one does not."""
+    found = {name: weigh(sweep, answers, name, claim) for name, claim in sweep.claims.items()}
+    made = [name for name, claim in sweep.claims.items() if not claim.exploratory]
+    corrected = holm([1.0 if (p := found[name].p) is None else p for name in made])
+    for name, p in zip(made, corrected, strict=True):
+        if found[name].p is not None:
+            found[name] = judged(replace(found[name], p_holm=p), sweep.claims[name])
     return [
-        one if one.p is None else judged(replace(one, p_holm=p), sweep.claims[one.claim])
-        for one, p in zip(found, corrected, strict=True)
+        replace(one, verdict=EXPLORATORY) if sweep.claims[name].exploratory else one
+        for name, one in found.items()
     ]
 
 

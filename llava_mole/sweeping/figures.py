@@ -10,10 +10,21 @@ import numpy as np
 
 from llava_mole.evaluation.results import printable
 from llava_mole.folders import writing_file
-from llava_mole.sweeping.claims import NOT_DECIDABLE, NOT_SUPPORTED, SUPPORTED, Verdict
+from llava_mole.sweeping.claims import (
+    EXPLORATORY,
+    NOT_DECIDABLE,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    Verdict,
+)
 from llava_mole.sweeping.tables import ALL, Mark
 
-COLOURS = {SUPPORTED: "tab:green", NOT_SUPPORTED: "tab:red", NOT_DECIDABLE: "grey"}
+COLOURS = {
+    SUPPORTED: "tab:green",
+    NOT_SUPPORTED: "tab:red",
+    NOT_DECIDABLE: "grey",
+    EXPLORATORY: "tab:blue",
+}
 
 
 def pyplot() -> Any:

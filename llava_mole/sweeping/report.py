@@ -143,8 +143,10 @@ def claim_line(one: Verdict) -> str:
         text += (
             f": {points(one.mean, '+')} points ({points(one.low, '+')} to {points(one.high, '+')})"
         )
+    if one.p is not None:
+        text += f", p {in_words(one.p)}"
     if one.p_holm is not None:
-        text += f", p {in_words(one.p)}, corrected {in_words(one.p_holm)}"
+        text += f", corrected {in_words(one.p_holm)}"
     if one.seeds:
         text += f"; {len(one.seeds)} seeds, {one.pictures:,} pictures"
     return text + (f"; {one.reason}" if one.reason else "")

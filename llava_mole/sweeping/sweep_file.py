@@ -92,6 +92,9 @@ class Claim:
     claim, even where it lies above 0."""
     no_worse: float | None = field(default=None, metadata={"min": 0, "max": 1})
     """Moreover, in no domain may the first side be worse by this much; 0.02 is two points."""
+    exploratory: bool = False
+    """Thought of after answers were looked at: shown with its interval, decides nothing, and does
+    not count for Holm's correction."""
 
 
 @dataclass

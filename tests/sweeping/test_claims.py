@@ -12,7 +12,14 @@ import yaml
 from llava_mole.errors import ConfigError
 from llava_mole.evaluation.statistics import holm, seed_interval
 from llava_mole.sweeping.answers import read_answers
-from llava_mole.sweeping.claims import NOT_DECIDABLE, NOT_SUPPORTED, SUPPORTED, Verdict, decide
+from llava_mole.sweeping.claims import (
+    EXPLORATORY,
+    NOT_DECIDABLE,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    Verdict,
+    decide,
+)
 from llava_mole.sweeping.sweep_file import Sweep, read_sweep
 from llava_mole.sweeping.tables import marks, marks_table
 
@@ -245,6 +252,15 @@ def test_several_claims_are_corrected_for_their_number(written):
     assert alone.verdict == SUPPORTED
     assert found[0].verdict == NOT_DECIDABLE
     assert found[0].reason == "the difference: only before the correction for several claims"
+
+
+def test_an_exploratory_claim_decides_nothing_and_does_not_count(written):
+    claims = {"made": AB, "seen": AB | {"exploratory": True, "no_worse": 0.9}}
+    made, seen = verdicts(written, constant(a=0.4, b=0.7), claims)
+    assert (made.verdict, made.p_holm) == (SUPPORTED, made.p)
+    assert (seen.verdict, seen.p_holm) == (EXPLORATORY, None)
+    assert (seen.low, seen.high) == (made.low, made.high)
+    assert 0 < seen.p < 0.05
 
 
 def test_sides_whose_weights_do_not_match_are_refused(written, tmp_path):
