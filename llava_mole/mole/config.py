@@ -165,6 +165,11 @@ class MoleConfig:
         what = "a whole number of at least 1, or a list of them"
         return [f"{key}={value!r}: must be {what}"]
 
+    def not_count(self, key: str) -> list[str]:
+        value = getattr(self, key)
+        whole = type(value) is int and value >= 0
+        return [] if whole else [f"{key}={value!r}: must be a whole number, 0 or more"]
+
     def not_number(self, key: str, fits: Callable[[float], bool], where: str) -> list[str]:
         value = getattr(self, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -225,7 +230,7 @@ class MoleConfig:
 
         Args:
             kind: a class derived from ExpertBank.
-            variation: ExpertBank's `down_features`, `identity_A` or `frozen`.
+            variation: ExpertBank's `down_features`, `identity_A`, `frozen` or `always`.
         """
         from llava_mole.mole.bank import ExpertBank
 

@@ -173,7 +173,12 @@ def fill(
     bank: ExpertBank, factors: list[tuple[Tensor, Tensor]], name: str, loras: list[PlainLora]
 ) -> None:
     whole = bank.ranks == tuple(lora.rank for lora in loras)
-    plain = type(bank) is ExpertBank and bank.shared_A is None and bank.frozen_A is None
+    plain = (
+        type(bank) is ExpertBank
+        and bank.shared_A is None
+        and bank.frozen_A is None
+        and not bank.always
+    )
     if not (plain and whole):
         raise CheckpointError(
             "import_loras: experts of this method are no plain LoRAs (they share A, scale outputs, "

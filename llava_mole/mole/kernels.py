@@ -4,7 +4,8 @@
 
 - `reference` is the definition: a loop over experts (or over sequences, where units are paired).
 - `masked` is one wide pair of products; the units of absent experts are multiplied by zero. It
-  computes E times the rank it needs and is still the fastest while E * r stays small.
+  computes E times the rank it needs and is still the fastest while E * r stays small. Units that
+  every token uses are in it; before the other kernels they are added by themselves.
 - `gathered` fetches each token's own A and B: for a few tokens.
 - `tiled` and `grouped` (`sorted_kernels.py`) work on tokens sorted by expert.
 - `auto` is `choose`, below; and, for one token on a CPU without a graph, `single`.
@@ -109,11 +110,33 @@ def compute(
     if flat.dtype != out.dtype:
         flat = flat.to(out.dtype)
     kind = out.device.type
+    kernel = KERNELS[name]
+    if bank.always and name not in ("masked", "reference"):
+        kernel = after_always(kernel)
     # Leaving autocast costs as much as a product; where it would cast to this dtype it is harmless.
     if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) == out.dtype:
-        return KERNELS[name](bank, flat, route, out, weight)
+        return kernel(bank, flat, route, out, weight)
     with torch.autocast(kind, enabled=False):
-        return KERNELS[name](bank, flat, route, out, weight)
+        return kernel(bank, flat, route, out, weight)
+
+
+def after_always(kernel: Kernel) -> Kernel:
+    """A kernel of the experts alone, after the units that every token uses."""
+
+    def both(bank: ExpertBank, x: Tensor, route: Any, out: Tensor, weight: Tensor | None) -> Tensor:
+        return kernel(bank, x, route, add_always(bank, x, out, weight), None)
+
+    return both
+
+
+def add_always(bank: ExpertBank, x: Tensor, out: Tensor, weight: Tensor | None) -> Tensor:
+    """out + s * B^T A x with the units that every token uses; as every kernel."""
+    A, B = bank.always_alone()
+    if not torch.is_grad_enabled():
+        hidden = F.linear(x, A.to(x.dtype)).mul_(bank.scaling)
+        out.view(-1, out.shape[-1]).addmm_(hidden, B.to(x.dtype))
+        return out
+    return _Masked.apply(out, x, weight, A, B, None, None, (), bank.scaling, 0)
 
 
 def fuses(bank: ExpertBank, x: Tensor, route: Route | PairedRoute) -> bool:
@@ -205,6 +228,9 @@ def reference(
                 hidden = hidden * route.weights[sequence].to(x.dtype)
             delta = delta.index_add(0, rows, hidden @ up)
         return out + delta.view_as(out)
+    if bank.always:
+        a, b = (matrix.to(x.dtype) for matrix in bank.always_alone())
+        delta = delta + (F.linear(x, a) * bank.scaling) @ b
     gates = route.gates(bank.num_experts, x)
     start = 0
     for expert, rank in enumerate(bank.ranks):
@@ -232,20 +258,22 @@ def masked(
         return _AddUnits.apply(out, route.core(hidden, bank.scaling), bank.B, weight, x)
     constant = route.weights is None and (route.indices is None or bank.num_experts == 1)
     unit, gates = None, None
+    A, B = bank.with_always()
     if not constant:
-        unit = route.unit_gates(bank.ranks, bank.scaling, out.dtype, x)
+        unit = route.unit_gates(bank.ranks, bank.scaling, out.dtype, x, bank.always)
         if route.weights is not None and route.weights.requires_grad:
             gates = route.gates(bank.num_experts, x)
     if not torch.is_grad_enabled():
-        hidden = F.linear(x, bank.A.to(x.dtype))
+        hidden = F.linear(x, A.to(x.dtype))
         hidden = hidden.mul_(bank.scaling) if unit is None else hidden.mul_(unit)
-        out.view(-1, out.shape[-1]).addmm_(hidden, bank.B.to(x.dtype))
+        out.view(-1, out.shape[-1]).addmm_(hidden, B.to(x.dtype))
         return out
-    return _Masked.apply(out, x, weight, bank.A, bank.B, gates, unit, bank.ranks, bank.scaling)
+    return _Masked.apply(out, x, weight, A, B, gates, unit, bank.ranks, bank.scaling, bank.always)
 
 
 class _Masked(torch.autograd.Function):
-    """out += (x A^T * unit) B, and the linear's own gradient where `weight` is given.
+    """out += (x A^T * unit) B, and the linear's own gradient where `weight` is given. The first
+    `always` of the R units have no gate of their own.
 
     Shapes: out (..., d_out), x (N, d), weight (d_out, d) or None, A (R, d), B (R, d_out),
     gates (N, E) for its gradient alone, unit (N, R) gate times scaling per rank unit or None: 1.
@@ -263,6 +291,7 @@ class _Masked(torch.autograd.Function):
         unit: Tensor | None,
         ranks: tuple[int, ...],
         scaling: float,
+        always: int,
     ) -> Tensor:
         hidden = torch.mm(x, A.to(x.dtype).T)
         factor = scaling if unit is None else unit
@@ -270,7 +299,7 @@ class _Masked(torch.autograd.Function):
         units = hidden.mul_(factor) if gates is None else hidden * factor
         out.view(-1, out.shape[-1]).addmm_(units, B.to(x.dtype))
         ctx.save_for_backward(x, weight, A, B, hidden, unit)
-        ctx.ranks, ctx.scaling = ranks, scaling
+        ctx.ranks, ctx.scaling, ctx.always = ranks, scaling, always
         ctx.gates_dtype = None if gates is None else gates.dtype
         ctx.mark_dirty(out)
         return out
@@ -285,7 +314,7 @@ class _Masked(torch.autograd.Function):
         grad_gates = None
         if ctx.needs_input_grad[5]:
             by_unit = (grad_units * hidden).to(ctx.gates_dtype) * ctx.scaling
-            grad_gates = sum_units(by_unit, ctx.ranks)
+            grad_gates = sum_units(by_unit[:, ctx.always :], ctx.ranks)
         grad_A = grad_B = grad_x = None
         if ctx.needs_input_grad[4]:
             units = hidden if ctx.gates_dtype is None else hidden * factor
@@ -299,7 +328,7 @@ class _Masked(torch.autograd.Function):
             else:
                 grad_x = torch.mm(flat, weight).addmm_(grad_hidden, A.to(x.dtype))
         grad_out = grad if weight is None else None
-        return grad_out, grad_x, None, grad_A, grad_B, grad_gates, None, None, None
+        return grad_out, grad_x, None, grad_A, grad_B, grad_gates, None, None, None, None
 
 
 class _AddUnits(torch.autograd.Function):
@@ -330,7 +359,7 @@ class _AddUnits(torch.autograd.Function):
 def sum_units(values: Tensor, ranks: tuple[int, ...]) -> Tensor:
     """(tokens, R) -> (tokens, E), summed over the units of each expert; undoes `spread`."""
     if len(set(ranks)) == 1:
-        return values.view(len(values), len(ranks), ranks[0]).sum(dim=2)
+        return values.reshape(len(values), len(ranks), ranks[0]).sum(dim=2)
     eye = torch.eye(len(ranks), dtype=values.dtype, device=values.device)
     return values @ spread(eye, ranks).T
 
@@ -366,6 +395,10 @@ def single(bank: ExpertBank, x: Tensor, route: Route, out: Tensor) -> Tensor:
     In float32 at least: on CPUs setting up a bf16 product takes longer than one row's arithmetic.
     """
     dtype = torch.promote_types(out.dtype, torch.float32)
+    if bank.always:
+        A, B = bank.always_alone()
+        hidden = torch.mv(A.to(dtype), x.reshape(-1).to(dtype)) * bank.scaling
+        out.view(-1).add_(torch.mv(B.to(dtype).T, hidden))
     A, B = bank.A, bank.B
     factor: Tensor | float = bank.scaling
     if route.indices is None or len(set(bank.ranks)) > 1:

@@ -66,10 +66,16 @@ class Route:
         return empty.scatter(1, self.indices, self.weights)
 
     def unit_gates(
-        self, ranks: Sequence[int], scaling: float, dtype: torch.dtype, like: Tensor
+        self,
+        ranks: Sequence[int],
+        scaling: float,
+        dtype: torch.dtype,
+        like: Tensor,
+        always: int = 0,
     ) -> Tensor:
-        """(tokens, R) gates times `scaling`, without gradient; banks of a scope share it."""
-        key = (tuple(ranks), scaling, dtype)
+        """(tokens, always + R) gates times `scaling`, without gradient, before them those of units
+        that are always on; banks of a scope share it."""
+        key = (tuple(ranks), scaling, dtype, always)
         if key not in self._units:
             with torch.no_grad():
                 if self.indices is not None and self.weights is None and len(set(ranks)) == 1:
@@ -80,6 +86,8 @@ class Route:
                 else:
                     gates = (self.gates(len(ranks), like) * scaling).to(dtype)
                     self._units[key] = spread(gates, ranks)
+                if always:
+                    self._units[key] = F.pad(self._units[key], (always, 0), value=scaling)
         return self._units[key]
 
     def chosen_on_host(self) -> list[int]:

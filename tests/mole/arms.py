@@ -76,7 +76,8 @@ def options(method: str, num_experts: Any = 4, r: int = 2, **more: Any) -> dict[
 
 def llava_mole(**more: Any) -> Arm:
     kernels = DENSE if more.get("routing") == "dense" else SPARSE
-    return Arm(options("llava_mole", balance_coef=0.5, **more), kernels, ("balance",))
+    single = {"num_experts": 1, "r": 4, "shared_expert_r": 0}
+    return Arm(options("llava_mole", balance_coef=0.5, **more), kernels, ("balance",), single)
 
 
 def dynmole(**more: Any) -> Arm:
@@ -114,6 +115,7 @@ ARMS: dict[str, Arm] = {
     "llava_mole straight_through": llava_mole(gate="straight_through"),
     "llava_mole scaled": llava_mole(gate="scaled"),
     "llava_mole dense": llava_mole(routing="dense"),
+    "llava_mole shared expert": llava_mole(gate="straight_through", shared_expert_r=3),
     "mola": Arm(options("mola", (2, 4), balance_coef=0.5), SPARSE, ("balance",), TOP_1),
     "mola top-1": Arm(options("mola", top_k=1, balance_coef=0.5), SPARSE, ("balance",), TOP_1),
     "dynmole tsallis": dynmole(entropy_threshold=0.7),

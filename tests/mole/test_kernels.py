@@ -32,10 +32,14 @@ def small_tiles() -> Iterator[None]:
 
 
 def make_bank(
-    ranks: list[int], kernel: str, dtype: torch.dtype, widths: tuple[int, int] = (IN, OUT)
+    ranks: list[int],
+    kernel: str,
+    dtype: torch.dtype,
+    widths: tuple[int, int] = (IN, OUT),
+    always: int = 0,
 ) -> ExpertBank:
     torch.manual_seed(0)
-    bank = ExpertBank(*widths, ranks, scaling=1.5, kernel=kernel, dtype=dtype)
+    bank = ExpertBank(*widths, ranks, scaling=1.5, kernel=kernel, always=always, dtype=dtype)
     torch.nn.init.normal_(bank.lora_B)
     return bank
 
@@ -71,9 +75,10 @@ def run(
     masters: torch.dtype | None = None,
     widths: tuple[int, int] = (IN, OUT),
     seed: int = 1,
+    always: int = 0,
 ) -> dict[str, Tensor]:
     """Output and all gradients, added to a linear's output."""
-    bank = make_bank(ranks, kernel, masters or dtype, widths)
+    bank = make_bank(ranks, kernel, masters or dtype, widths, always)
     route, leaf = make_route(tokens, len(ranks), shape, torch.promote_types(dtype, torch.float32))
     generator = torch.Generator().manual_seed(seed + 1)
     x = torch.randn(1, tokens, widths[0], generator=generator, dtype=torch.float64).to(dtype)
@@ -125,6 +130,43 @@ def test_kernel_equals_reference_forward_and_all_gradients(
         pytest.skip("grouped_mm takes no float64; refused below")
     found = run(kernel, ranks, tokens, shape, dtype)
     assert_same(found, run("reference", ranks, tokens, shape, dtype), dtype)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype"), [(1, torch.float32), (17, torch.float32), (17, torch.bfloat16)], ids=str
+)
+@pytest.mark.parametrize(
+    ("kernel", "ranks", "shape"),
+    [
+        *(("masked", [3] * 4, shape) for shape in ("top1", "no gate", "top2", "dense")),
+        ("masked", [1, 4, 2], "top1"),
+        ("masked", [4], "no gate"),
+        *((kernel, [3] * 4, shape) for kernel in SPARSE for shape in ("top1", "no gate", "top2")),
+    ],
+    ids=str,
+)
+def test_units_that_every_token_uses_are_in_every_kernel(
+    kernel: str, ranks: list[int], shape: str, tokens: int, dtype: torch.dtype
+) -> None:
+    found = run(kernel, ranks, tokens, shape, dtype, always=2)
+    assert_same(found, run("reference", ranks, tokens, shape, dtype, always=2), dtype)
+    assert found["A"][:2].abs().sum(1).gt(0).all()
+
+
+def test_units_that_every_token_uses_are_a_lora_beside_the_experts() -> None:
+    bank = make_bank([3, 3], "reference", torch.float64, always=2)
+    alone = make_bank([3, 3], "reference", torch.float64)
+    assert bank.lora_A is not None
+    assert alone.lora_A is not None
+    with torch.no_grad():
+        alone.lora_A.copy_(bank.lora_A[2:])
+        alone.lora_B.copy_(bank.lora_B[2:])
+    route, _ = make_route(7, 2, "top1", torch.float64)
+    x = torch.randn(7, IN, dtype=torch.float64)
+    lora = 1.5 * (x @ bank.lora_A[:2].T) @ bank.lora_B[:2]
+    assert_close(bank(x, route), alone(x, route) + lora)
+    merged = alone.delta_weight() + (1.5 * bank.lora_B[:2].T @ bank.lora_A[:2]).float()
+    assert_close(bank.delta_weight(), merged)
 
 
 @pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16], ids=str)
@@ -283,8 +325,9 @@ def test_without_gradient_the_output_is_the_same(kernel: str) -> None:
     ],
     ids=str,
 )
+@pytest.mark.parametrize("always", [0, 2])
 def test_one_token_without_a_graph_equals_reference(
-    ranks: list[int], shape: str, dtype: torch.dtype, masters: torch.dtype
+    ranks: list[int], shape: str, dtype: torch.dtype, masters: torch.dtype, always: int
 ) -> None:
     """What `auto` does in decoding."""
     route, _ = make_route(1, len(ranks), shape, torch.promote_types(dtype, torch.float32))
@@ -292,10 +335,10 @@ def test_one_token_without_a_graph_equals_reference(
     x = torch.randn(1, 1, IN, generator=generator).to(dtype)
     linear = torch.randn(1, 1, OUT, generator=generator).to(dtype)
     with torch.no_grad():
-        exact = make_bank(ranks, "reference", masters).double()
+        exact = make_bank(ranks, "reference", masters, always=always).double()
         expected = exact(x.double(), route, linear.double())
         own = linear.clone()
-        found = make_bank(ranks, "auto", masters)(x, route, own)
+        found = make_bank(ranks, "auto", masters, always=always)(x, route, own)
         assert found.dtype == dtype
         assert found.data_ptr() == own.data_ptr()
         # Rounded once, at the end, and in float32 if nothing is wider.
@@ -304,7 +347,7 @@ def test_one_token_without_a_graph_equals_reference(
             few = 1e-12
         assert_close(found.double(), expected, rtol=few, atol=few)
         kept = linear.expand(2, 1, OUT)[:1]  # a view: must not be written to
-        make_bank(ranks, "auto", masters)(x, route, kept)
+        make_bank(ranks, "auto", masters, always=always)(x, route, kept)
         assert torch.equal(kept, linear)
 
 

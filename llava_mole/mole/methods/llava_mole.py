@@ -6,6 +6,10 @@ h is the MLP's input; gate, up and down projections share e. The chosen expert i
 its probability, so only the balance loss trains the router: that is the released code (and the
 author's article), and the default here. `gate` offers the two usual alternatives.
 
+`shared_expert_r` adds an expert of that rank that every token uses beside its own, at weight 1, as
+DeepSeekMoE (arXiv 2401.06066) has shared experts: y = W0 x + (alpha / r) (B_s A_s x + B_e A_e x).
+It is what a plain LoRA on the same linears would be, in the experts' products. Not of the paper.
+
 Loss: `losses.balance_loss`, per sample over its attended tokens, all layers pooled (code). Its
 weight has no default in the released code; 0.01 is a third party's reading of the paper.
 """
@@ -17,6 +21,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from llava_mole.mole.bank import ExpertBank
 from llava_mole.mole.config import MoleConfig, Place
 from llava_mole.mole.context import RouteContext
 from llava_mole.mole.losses import balance_loss
@@ -39,6 +44,8 @@ class LlavaMole(MoleConfig):
     "scaled": the probability itself. Ignored by "dense" routing, which always weights."""
     balance_coef: float = 0.01
     """Weight of the balance loss."""
+    shared_expert_r: int = 0
+    """Rank of an expert that every token uses beside its own, scaled as they are; 0: none."""
 
     scope: ClassVar[str] = "block"
     rule: ClassVar[str] = "top-1 of softmax(W h), one router per MLP"
@@ -49,10 +56,14 @@ class LlavaMole(MoleConfig):
             *self.not_among("routing", ("top1", "dense")),
             *self.not_among("gate", GATES),
             *self.below("balance_coef"),
+            *self.not_count("shared_expert_r"),
         ]
 
     def top_k_at(self, layer: int | None, layers: int) -> int | None:
         return 1 if self.routing == "top1" else None
+
+    def build_bank(self, place: Place) -> ExpertBank:
+        return self.new_bank(place, always=self.shared_expert_r)
 
     def build_router(self, place: Place) -> LinearRouter:
         return self.new_linear_router(place, self.gate, bias=True)
