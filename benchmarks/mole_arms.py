@@ -48,6 +48,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """LLaMA 7B's shape is that of Vicuna, which both papers start from."""
 PEFT = ("peft", "peft-default")
+HALVED = ("shared", "beside")
+"""Half of the rank is every token's: a shared expert, or PEFT's LoRA under the experts."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -152,11 +154,12 @@ class Arm:
         if self.kind == "peft-default":
             dtype = torch.float32
         if self.kind in PEFT:
-            lora = LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=TARGETS)
-            self.model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+            self.add_lora(rank, dtype)
+        elif self.kind == "beside":
+            self.add_lora(rank // 2, dtype)
+            add_experts(self.model, self.config(dtype))
             for key, parameter in self.model.named_parameters():
-                if ".lora_" in key:
-                    parameter.data = parameter.data.to(dtype)
+                parameter.requires_grad_(".lora_" in key or ".mole_" in key)
         elif self.kind in ("loop", "gather"):
             add_loops(model, self.experts, rank, dtype, gathers=self.kind == "gather")
         elif self.kind != "base":
@@ -168,14 +171,24 @@ class Arm:
         self.bytes = sum(p.numel() * p.element_size() for p in trained)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True) if trained else None
 
-    def config(self, dtype: torch.dtype, kernel: str) -> MoleConfig:
+    def add_lora(self, rank: int, dtype: torch.dtype) -> None:
+        lora = LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=TARGETS)
+        self.model = get_peft_model(self.model, lora, autocast_adapter_dtype=False)
+        for key, parameter in self.model.named_parameters():
+            if ".lora_" in key:
+                parameter.data = parameter.data.to(dtype)
+
+    def config(self, dtype: torch.dtype, kernel: str = "auto") -> MoleConfig:
+        halved = self.kind in HALVED
+        rank = self.rank // 2 if halved else self.rank
         return MoleConfig(
             num_experts=self.experts,
-            r=self.rank,
-            lora_alpha=SCALING * self.rank,
+            r=rank,
+            lora_alpha=SCALING * rank,
             target_modules=TARGETS,
             adapter_dtype=str(dtype).removeprefix("torch."),
-            kernel=kernel,
+            kernel="auto" if halved else kernel,
+            shared_expert_r=rank if self.kind == "shared" else 0,
         )
 
     @torch.no_grad()
@@ -231,7 +244,7 @@ class Arm:
             for matrix in (bank.lora_A, bank.lora_B):
                 assert matrix is not None
                 assert matrix.grad is not None
-                by_expert = matrix.grad.view(self.experts, -1).any(dim=1)
+                by_expert = matrix.grad[bank.always :].view(self.experts, -1).any(dim=1)
                 if not torch.equal(by_expert, use[block].load > 0):
                     raise RuntimeError(f"{self.name}: {name} trains other experts than were chosen")
         blocks = [m for m in self.model.modules() if all(hasattr(m, n) for n in TARGETS)]
@@ -283,5 +296,7 @@ def parse(name: str) -> tuple[int, str]:
         return 0, name
     head, _, kind = name.partition("-")
     if not head.startswith("E") or not head[1:].isdigit():
-        raise SystemExit(f"arm {name!r}: base, peft, E4, E4-masked, E4-loop, E4-gather, ...")
+        raise SystemExit(
+            f"arm {name!r}: base, peft, E4, E4-masked, E4-shared, E4-beside, E4-loop, E4-gather"
+        )
     return int(head[1:]), kind or "auto"

@@ -16,8 +16,10 @@ On a GPU: `--device cuda`, and a size that fills it: `--size llama-7b --layers 4
 
 Arms: `base` no adapter, its gradient going down to the embeddings; `peft` LoRA in the dtype at
 hand; `peft-default` LoRA as PEFT makes it on a bf16 base, float32 and without autocast; `E4` and so
-on our experts with kernel auto; `E4-masked` with a named kernel; `E4-loop` a dense loop over all
-experts and `E4-gather` a loop that gathers each expert's tokens, which is what public code does.
+on our experts with kernel auto; `E4-masked` with a named kernel; `E4-shared` four experts of half
+the rank and a shared one as large, `E4-beside` PEFT's LoRA in the shared one's place; `E4-loop` a
+dense loop over all experts and `E4-gather` a loop that gathers each expert's tokens, which is what
+public code does.
 """
 
 from __future__ import annotations
