@@ -144,7 +144,7 @@ class Arm:
         name: see the module.
         model: with frozen base.
         dtype: of the adapters.
-        rank: of PEFT's LoRA, and of each expert.
+        rank: of PEFT's LoRA, and of each expert; see `HALVED`.
     """
 
     def __init__(self, name: str, model: nn.Module, dtype: torch.dtype, rank: int = 16) -> None:
@@ -232,6 +232,8 @@ class Arm:
             if any(".loop_router." in key for key in empty):
                 raise RuntimeError(f"{self.name}: a router without gradient")
         else:
+            if any(".lora_" in key and ".mole_" not in key for key in empty):
+                raise RuntimeError(f"{self.name}: PEFT's LoRA without gradient")
             note = self.check_experts(ids, context)
         for parameter in self.model.parameters():
             parameter.grad = None
@@ -244,7 +246,9 @@ class Arm:
             for matrix in (bank.lora_A, bank.lora_B):
                 assert matrix is not None
                 assert matrix.grad is not None
-                by_expert = matrix.grad[bank.always :].view(self.experts, -1).any(dim=1)
+                by_expert = matrix.grad[bank.shared_rank :].view(self.experts, -1).any(dim=1)
+                if bank.shared_rank and not matrix.grad[: bank.shared_rank].any():
+                    raise RuntimeError(f"{self.name}: {name}, a shared expert without gradient")
                 if not torch.equal(by_expert, use[block].load > 0):
                     raise RuntimeError(f"{self.name}: {name} trains other experts than were chosen")
         blocks = [m for m in self.model.modules() if all(hasattr(m, n) for n in TARGETS)]

@@ -187,9 +187,10 @@ def adapters(config: LlavaMoleConfig) -> list[str]:
     found = []
     experts = config.mole_part
     if experts is not None:
+        shared = getattr(experts, "shared_expert_r", 0)
         found.append(
             f"mixture of LoRA experts ({experts.method}, {amount(experts.num_experts)} experts, "
-            f"rank {amount(experts.r)})"
+            f"rank {amount(experts.r)}{f', and a shared one of rank {shared}' if shared else ''})"
         )
     if config.lora is not None:
         found.append(f"plain LoRA of rank {config.lora.get('r', 8)}")

@@ -6,9 +6,9 @@ Rank units are rows in both matrices; expert e owns a block of r_e consecutive o
 per unit this is a weighted sum of LoRAs; the bank knows which expert each unit belongs to and
 nothing about how gates are chosen: that is the route's business.
 
-Three variations. `always`: the first units are no expert's, they are on for every token at gate 1
-(a shared expert); `masked` computes them in the same products, other kernels before the experts.
-Of the other two no kernel has to know:
+Three variations. `shared_rank`: the first units are those of a shared expert, on for every token at
+gate 1; `masked` computes them in the same products, other kernels before the experts. (`shared_A`,
+below, is another thing.) Of the other two no kernel has to know:
 - `down_features`: the experts share a first matrix S: (down_features, d_in) and A reads S x. With
   `identity_A` they share all of A (HydraLoRA), else each has its own small A (MALoRA).
 - `frozen`: the first experts do not learn (append and freeze); they are parameters of their own.
@@ -41,8 +41,8 @@ class ExpertBank(nn.Module):
         down_features: width of the shared first matrix, or None: experts read the input.
         identity_A: experts have no A of their own; needs down_features equal to every rank.
         frozen: how many of the experts, from the first, do not learn.
-        always: rank units that every token uses, scaled as the experts; none with frozen experts or
-            a shared A.
+        shared_rank: of a shared expert, which every token uses beside its own, scaled as they are;
+            not with `down_features` or `frozen`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ExpertBank(nn.Module):
         down_features: int | None = None,
         identity_A: bool = False,
         frozen: int = 0,
-        always: int = 0,
+        shared_rank: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
@@ -68,9 +68,9 @@ class ExpertBank(nn.Module):
         self.kernel = kernel
         self.dropout = nn.Dropout(dropout)
         self.identity_A = identity_A
-        self.always = always
-        if always and (frozen or identity_A):
-            raise ConfigError("units that every token uses: not beside frozen experts or one A")
+        self.shared_rank = shared_rank
+        if shared_rank and (frozen or down_features is not None):
+            raise ConfigError(f"shared_rank={shared_rank}: not with frozen= or down_features=")
         if identity_A and set(self.ranks) != {down_features}:
             raise ConfigError(
                 f"a shared A of {down_features} rank units cannot feed experts of ranks {ranks}"
@@ -81,7 +81,7 @@ class ExpertBank(nn.Module):
             return nn.Parameter(empty, requires_grad=trained)
 
         width = in_features if down_features is None else down_features
-        kept, units = sum(self.ranks[:frozen]), always + sum(self.ranks[frozen:])
+        kept, units = sum(self.ranks[:frozen]), shared_rank + sum(self.ranks[frozen:])
         self.shared_A = None if down_features is None else new(down_features, in_features)
         self.lora_A = None if identity_A else new(units, width)
         self.lora_B = new(units, out_features)
@@ -112,26 +112,26 @@ class ExpertBank(nn.Module):
         assert self.lora_A is not None
         if self.frozen_A is not None:
             return torch.cat([self.frozen_A, self.lora_A])
-        return self.lora_A[self.always :] if self.always else self.lora_A
+        return self.lora_A[self.shared_rank :] if self.shared_rank else self.lora_A
 
     @property
     def B(self) -> Tensor:
         """(R, d_out) of the experts."""
         if self.frozen_B is not None:
             return torch.cat([self.frozen_B, self.lora_B])
-        return self.lora_B[self.always :] if self.always else self.lora_B
+        return self.lora_B[self.shared_rank :] if self.shared_rank else self.lora_B
 
-    def with_always(self) -> tuple[Tensor, Tensor]:
+    def all_factors(self) -> tuple[Tensor, Tensor]:
         """A and B, before the experts' units those that every token uses."""
-        if not self.always:
+        if not self.shared_rank:
             return self.A, self.B
         assert self.lora_A is not None
         return self.lora_A, self.lora_B
 
-    def always_alone(self) -> tuple[Tensor, Tensor]:
-        """(always, d_in) and (always, d_out): what every token uses."""
-        A, B = self.with_always()
-        return A[: self.always], B[: self.always]
+    def shared_factors(self) -> tuple[Tensor, Tensor]:
+        """(shared_rank, d_in) and (shared_rank, d_out): what every token uses."""
+        A, B = self.all_factors()
+        return A[: self.shared_rank], B[: self.shared_rank]
 
     def enter(self, x: Tensor) -> Tensor:
         """(tokens, d_in) -> what A reads."""
@@ -169,7 +169,7 @@ class ExpertBank(nn.Module):
 
     def delta_weight(self) -> Tensor:
         """(d_out, d_in) of all units at gate 1, in float32."""
-        A, B = (matrix.float() for matrix in self.with_always())
+        A, B = (matrix.float() for matrix in self.all_factors())
         A = A if self.shared_A is None else A @ self.shared_A.float()
         return self.scaling * B.T @ A
 
@@ -177,5 +177,5 @@ class ExpertBank(nn.Module):
         return (
             f"in={self.in_features}, out={self.out_features}, experts={self.num_experts}, "
             f"ranks={self.ranks[:4]}, scaling={self.scaling:g}, kernel={self.kernel}"
-            + (f", always={self.always}" if self.always else "")
+            + (f", shared_rank={self.shared_rank}" if self.shared_rank else "")
         )

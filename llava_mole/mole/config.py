@@ -230,7 +230,7 @@ class MoleConfig:
 
         Args:
             kind: a class derived from ExpertBank.
-            variation: ExpertBank's `down_features`, `identity_A`, `frozen` or `always`.
+            variation: ExpertBank's `down_features`, `identity_A`, `frozen` or `shared_rank`.
         """
         from llava_mole.mole.bank import ExpertBank
 

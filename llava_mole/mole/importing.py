@@ -173,18 +173,13 @@ def fill(
     bank: ExpertBank, factors: list[tuple[Tensor, Tensor]], name: str, loras: list[PlainLora]
 ) -> None:
     whole = bank.ranks == tuple(lora.rank for lora in loras)
-    plain = (
-        type(bank) is ExpertBank
-        and bank.shared_A is None
-        and bank.frozen_A is None
-        and not bank.always
-    )
+    plain = type(bank) is ExpertBank and bank.shared_A is None and bank.frozen_A is None
     if not (plain and whole):
         raise CheckpointError(
             "import_loras: experts of this method are no plain LoRAs (they share A, scale outputs, "
             "pair factors or are frozen); choose another method"
         )
-    start = 0
+    start = bank.shared_rank  # whose B is zero: it adds nothing yet
     for (A, B), lora in zip(factors, loras, strict=True):
         expected = ((lora.rank, bank.in_features), (bank.out_features, lora.rank))
         if (tuple(A.shape), tuple(B.shape)) != expected:

@@ -54,7 +54,7 @@ def choose(
     Args:
         tokens: of this call.
         top_k: experts per token; None: dense.
-        ranks: of the experts.
+        ranks: of the experts; a shared one costs every kernel alike.
         dtype: computed in.
         sortable: the tokens of a whole block can be sorted at once.
         aligned: all widths are multiples of 8, as `grouped` needs.
@@ -111,8 +111,8 @@ def compute(
         flat = flat.to(out.dtype)
     kind = out.device.type
     kernel = KERNELS[name]
-    if bank.always and name not in ("masked", "reference"):
-        kernel = after_always(kernel)
+    if bank.shared_rank and name not in ("masked", "reference"):
+        kernel = shared_then(kernel)
     # Leaving autocast costs as much as a product; where it would cast to this dtype it is harmless.
     if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) == out.dtype:
         return kernel(bank, flat, route, out, weight)
@@ -120,18 +120,18 @@ def compute(
         return kernel(bank, flat, route, out, weight)
 
 
-def after_always(kernel: Kernel) -> Kernel:
+def shared_then(kernel: Kernel) -> Kernel:
     """A kernel of the experts alone, after the units that every token uses."""
 
     def both(bank: ExpertBank, x: Tensor, route: Any, out: Tensor, weight: Tensor | None) -> Tensor:
-        return kernel(bank, x, route, add_always(bank, x, out, weight), None)
+        return kernel(bank, x, route, add_shared_expert(bank, x, out, weight), None)
 
     return both
 
 
-def add_always(bank: ExpertBank, x: Tensor, out: Tensor, weight: Tensor | None) -> Tensor:
+def add_shared_expert(bank: ExpertBank, x: Tensor, out: Tensor, weight: Tensor | None) -> Tensor:
     """out + s * B^T A x with the units that every token uses; as every kernel."""
-    A, B = bank.always_alone()
+    A, B = bank.shared_factors()
     if not torch.is_grad_enabled():
         hidden = F.linear(x, A.to(x.dtype)).mul_(bank.scaling)
         out.view(-1, out.shape[-1]).addmm_(hidden, B.to(x.dtype))
@@ -150,6 +150,8 @@ def fuses(bank: ExpertBank, x: Tensor, route: Route | PairedRoute) -> bool:
 def kernel_of(bank: ExpertBank, x: Tensor, route: Route | PairedRoute, dtype: torch.dtype) -> str:
     """The kernel by name, checked against what it can take."""
     if isinstance(route, PairedRoute):
+        if bank.shared_rank:
+            raise ConfigError("rank units of A and B are paired: not beside a shared expert")
         if bank.kernel in ("auto", "masked"):
             return "masked"
         if bank.kernel == "reference":
@@ -228,8 +230,8 @@ def reference(
                 hidden = hidden * route.weights[sequence].to(x.dtype)
             delta = delta.index_add(0, rows, hidden @ up)
         return out + delta.view_as(out)
-    if bank.always:
-        a, b = (matrix.to(x.dtype) for matrix in bank.always_alone())
+    if bank.shared_rank:
+        a, b = (matrix.to(x.dtype) for matrix in bank.shared_factors())
         delta = delta + (F.linear(x, a) * bank.scaling) @ b
     gates = route.gates(bank.num_experts, x)
     start = 0
@@ -258,9 +260,9 @@ def masked(
         return _AddUnits.apply(out, route.core(hidden, bank.scaling), bank.B, weight, x)
     constant = route.weights is None and (route.indices is None or bank.num_experts == 1)
     unit, gates = None, None
-    A, B = bank.with_always()
+    A, B = bank.all_factors()
     if not constant:
-        unit = route.unit_gates(bank.ranks, bank.scaling, out.dtype, x, bank.always)
+        unit = route.unit_gates(bank.ranks, bank.scaling, out.dtype, x, bank.shared_rank)
         if route.weights is not None and route.weights.requires_grad:
             gates = route.gates(bank.num_experts, x)
     if not torch.is_grad_enabled():
@@ -268,12 +270,14 @@ def masked(
         hidden = hidden.mul_(bank.scaling) if unit is None else hidden.mul_(unit)
         out.view(-1, out.shape[-1]).addmm_(hidden, B.to(x.dtype))
         return out
-    return _Masked.apply(out, x, weight, A, B, gates, unit, bank.ranks, bank.scaling, bank.always)
+    return _Masked.apply(
+        out, x, weight, A, B, gates, unit, bank.ranks, bank.scaling, bank.shared_rank
+    )
 
 
 class _Masked(torch.autograd.Function):
     """out += (x A^T * unit) B, and the linear's own gradient where `weight` is given. The first
-    `always` of the R units have no gate of their own.
+    `shared_rank` of the R units have no gate of their own.
 
     Shapes: out (..., d_out), x (N, d), weight (d_out, d) or None, A (R, d), B (R, d_out),
     gates (N, E) for its gradient alone, unit (N, R) gate times scaling per rank unit or None: 1.
@@ -291,7 +295,7 @@ class _Masked(torch.autograd.Function):
         unit: Tensor | None,
         ranks: tuple[int, ...],
         scaling: float,
-        always: int,
+        shared_rank: int,
     ) -> Tensor:
         hidden = torch.mm(x, A.to(x.dtype).T)
         factor = scaling if unit is None else unit
@@ -299,7 +303,7 @@ class _Masked(torch.autograd.Function):
         units = hidden.mul_(factor) if gates is None else hidden * factor
         out.view(-1, out.shape[-1]).addmm_(units, B.to(x.dtype))
         ctx.save_for_backward(x, weight, A, B, hidden, unit)
-        ctx.ranks, ctx.scaling, ctx.always = ranks, scaling, always
+        ctx.ranks, ctx.scaling, ctx.shared = ranks, scaling, shared_rank
         ctx.gates_dtype = None if gates is None else gates.dtype
         ctx.mark_dirty(out)
         return out
@@ -314,7 +318,7 @@ class _Masked(torch.autograd.Function):
         grad_gates = None
         if ctx.needs_input_grad[5]:
             by_unit = (grad_units * hidden).to(ctx.gates_dtype) * ctx.scaling
-            grad_gates = sum_units(by_unit[:, ctx.always :], ctx.ranks)
+            grad_gates = sum_units(by_unit[:, ctx.shared :], ctx.ranks)
         grad_A = grad_B = grad_x = None
         if ctx.needs_input_grad[4]:
             units = hidden if ctx.gates_dtype is None else hidden * factor
@@ -395,8 +399,8 @@ def single(bank: ExpertBank, x: Tensor, route: Route, out: Tensor) -> Tensor:
     In float32 at least: on CPUs setting up a bf16 product takes longer than one row's arithmetic.
     """
     dtype = torch.promote_types(out.dtype, torch.float32)
-    if bank.always:
-        A, B = bank.always_alone()
+    if bank.shared_rank:
+        A, B = bank.shared_factors()
         hidden = torch.mv(A.to(dtype), x.reshape(-1).to(dtype)) * bank.scaling
         out.view(-1).add_(torch.mv(B.to(dtype).T, hidden))
     A, B = bank.A, bank.B

@@ -71,11 +71,11 @@ class Route:
         scaling: float,
         dtype: torch.dtype,
         like: Tensor,
-        always: int = 0,
+        shared_rank: int = 0,
     ) -> Tensor:
-        """(tokens, always + R) gates times `scaling`, without gradient, before them those of units
-        that are always on; banks of a scope share it."""
-        key = (tuple(ranks), scaling, dtype, always)
+        """(tokens, R) gates times `scaling`, without gradient, and before them (tokens, shared_rank)
+        of a shared expert, which is always on; banks of a scope share it."""
+        key = (tuple(ranks), scaling, dtype, shared_rank)
         if key not in self._units:
             with torch.no_grad():
                 if self.indices is not None and self.weights is None and len(set(ranks)) == 1:
@@ -86,8 +86,8 @@ class Route:
                 else:
                     gates = (self.gates(len(ranks), like) * scaling).to(dtype)
                     self._units[key] = spread(gates, ranks)
-                if always:
-                    self._units[key] = F.pad(self._units[key], (always, 0), value=scaling)
+                if shared_rank:
+                    self._units[key] = F.pad(self._units[key], (shared_rank, 0), value=scaling)
         return self._units[key]
 
     def chosen_on_host(self) -> list[int]:

@@ -14,7 +14,17 @@ TINY = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }  # fmt: skip
-ARMS = ["base", "peft", "E4", "E4-masked", "E4-tiled", "E4-loop", "E4-gather"]
+ARMS = [
+    "base",
+    "peft",
+    "E4",
+    "E4-masked",
+    "E4-tiled",
+    "E4-shared",
+    "E4-beside",
+    "E4-loop",
+    "E4-gather",
+]
 
 
 @pytest.fixture
@@ -31,7 +41,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("kind", "arms"),
     [
-        ("step", ["base", "peft", "E4"]),
+        ("step", ["base", "peft", "E4", "E4-shared", "E4-beside"]),
         pytest.param("step", ARMS, marks=pytest.mark.thorough),
         pytest.param("layer", ARMS, marks=pytest.mark.thorough),
         pytest.param("decode", ARMS[1:5], marks=pytest.mark.thorough),
@@ -41,7 +51,7 @@ def test_every_arm_is_timed_beside_pefts_lora(
     script: Any, kind: str, arms: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    values = ["--size", "smollm2-135m", "--batch", "2", "--length", "8", "--rounds", "2"]
+    values = ["--size", "smollm2-135m", "--batch", "2", "--length", "32", "--rounds", "2"]
     values += ["--vocabulary", "64", "--out", str(tmp_path), "--arms", *arms]
     monkeypatch.setattr(sys, "argv", ["mole_step.py", kind, *values])
     script.main()

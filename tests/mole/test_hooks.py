@@ -84,8 +84,13 @@ class Mlp(nn.Module):
 
 @pytest.mark.parametrize(
     "options",
-    [{"gate": "scaled"}, {"method": "mola", "target_modules": ("q_proj", "down_proj")}],
-    ids=["a router per block", "a router per linear"],
+    [
+        {"gate": "scaled"},
+        {"method": "mola", "target_modules": ("q_proj", "down_proj")},
+        {"gate": "straight_through", "shared_expert_r": 3},
+        {"shared_expert_r": 3, "kernel": "gathered"},
+    ],
+    ids=["a router per block", "a router per linear", "a shared expert", "before the kernel"],
 )
 def test_a_compiled_model_has_the_gradients_of_the_model(options: dict[str, Any]) -> None:
     eager = with_experts(language_model("llama", num_hidden_layers=1), **options)

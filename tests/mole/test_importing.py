@@ -104,6 +104,14 @@ def test_every_option_that_leaves_it_a_plain_lora_is_kept(
     assert_close(model(IDS).logits, expected, **SAME)
 
 
+def test_a_shared_expert_beside_imported_loras_adds_nothing_yet(make: Make) -> None:
+    folder, expected = make(r=4)
+    model = language_model("llama")
+    import_loras(model, [folder], MoleConfig(shared_expert_r=3))
+    assert_close(model(IDS).logits, expected, **SAME)
+    assert adapter_of(model).banks["layers.0.mlp.up_proj"].shared_rank == 3
+
+
 def test_each_of_several_experts_is_its_own_lora_whatever_its_rank_and_scale(make: Make) -> None:
     loras = [
         make(seed=1, r=4, lora_alpha=6),

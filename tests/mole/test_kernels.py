@@ -36,10 +36,12 @@ def make_bank(
     kernel: str,
     dtype: torch.dtype,
     widths: tuple[int, int] = (IN, OUT),
-    always: int = 0,
+    shared_rank: int = 0,
 ) -> ExpertBank:
     torch.manual_seed(0)
-    bank = ExpertBank(*widths, ranks, scaling=1.5, kernel=kernel, always=always, dtype=dtype)
+    bank = ExpertBank(
+        *widths, ranks, scaling=1.5, kernel=kernel, shared_rank=shared_rank, dtype=dtype
+    )
     torch.nn.init.normal_(bank.lora_B)
     return bank
 
@@ -75,10 +77,10 @@ def run(
     masters: torch.dtype | None = None,
     widths: tuple[int, int] = (IN, OUT),
     seed: int = 1,
-    always: int = 0,
+    shared_rank: int = 0,
 ) -> dict[str, Tensor]:
     """Output and all gradients, added to a linear's output."""
-    bank = make_bank(ranks, kernel, masters or dtype, widths, always)
+    bank = make_bank(ranks, kernel, masters or dtype, widths, shared_rank)
     route, leaf = make_route(tokens, len(ranks), shape, torch.promote_types(dtype, torch.float32))
     generator = torch.Generator().manual_seed(seed + 1)
     x = torch.randn(1, tokens, widths[0], generator=generator, dtype=torch.float64).to(dtype)
@@ -148,13 +150,13 @@ def test_kernel_equals_reference_forward_and_all_gradients(
 def test_units_that_every_token_uses_are_in_every_kernel(
     kernel: str, ranks: list[int], shape: str, tokens: int, dtype: torch.dtype
 ) -> None:
-    found = run(kernel, ranks, tokens, shape, dtype, always=2)
-    assert_same(found, run("reference", ranks, tokens, shape, dtype, always=2), dtype)
+    found = run(kernel, ranks, tokens, shape, dtype, shared_rank=2)
+    assert_same(found, run("reference", ranks, tokens, shape, dtype, shared_rank=2), dtype)
     assert found["A"][:2].abs().sum(1).gt(0).all()
 
 
 def test_units_that_every_token_uses_are_a_lora_beside_the_experts() -> None:
-    bank = make_bank([3, 3], "reference", torch.float64, always=2)
+    bank = make_bank([3, 3], "reference", torch.float64, shared_rank=2)
     alone = make_bank([3, 3], "reference", torch.float64)
     assert bank.lora_A is not None
     assert alone.lora_A is not None
@@ -171,11 +173,15 @@ def test_units_that_every_token_uses_are_a_lora_beside_the_experts() -> None:
 
 @pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kernel", sorted(KERNELS))
-def test_master_weights_compute_in_the_inputs_dtype(kernel: str, masters: torch.dtype) -> None:
+@pytest.mark.parametrize("shared_rank", [0, 4])
+def test_master_weights_compute_in_the_inputs_dtype(
+    kernel: str, masters: torch.dtype, shared_rank: int
+) -> None:
     """Float32 masters under bfloat16 inputs, and the other way round."""
     dtype = torch.bfloat16 if masters is torch.float32 else torch.float32
-    found = run(kernel, [8] * 3, 9, "top1", dtype, masters=masters)
-    expected = run("reference", [8] * 3, 9, "top1", dtype, masters=masters)
+    more = {"masters": masters, "shared_rank": shared_rank}
+    found = run(kernel, [8] * 3, 9, "top1", dtype, **more)
+    expected = run("reference", [8] * 3, 9, "top1", dtype, **more)
     # Masters in bfloat16 hold gradients of 8 bits, whatever was computed.
     assert_same(found, expected, torch.bfloat16)
     assert found["A"].dtype == masters
@@ -208,17 +214,20 @@ def test_kernels_agree_on_drawn_shapes(
 
 @pytest.mark.parametrize("shape", ["top1", "no gate", "top2", "dense"])
 @pytest.mark.parametrize("kernel", ["reference", "masked", "tiled", "gathered"])
-def test_gradients_are_those_of_finite_differences(kernel: str, shape: str) -> None:
+@pytest.mark.parametrize("shared_rank", [0, 2])
+def test_gradients_are_those_of_finite_differences(
+    kernel: str, shape: str, shared_rank: int
+) -> None:
     if shape == "dense" and kernel in ("tiled", "gathered"):
         pytest.skip("these compute chosen experts only; refused below")
-    bank = make_bank([2, 2, 2], kernel, torch.float64, (3, 4))
+    bank = make_bank([2, 2, 2], kernel, torch.float64, (3, 4), shared_rank)
     route, _ = make_route(5, 3, shape, torch.float64)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     gate = None if route.weights is None else route.weights.detach().requires_grad_()
     leaves = [x, bank.lora_A, bank.lora_B, *([] if gate is None else [gate])]
 
     def compute(x: Tensor, A: Tensor, B: Tensor, *gates: Tensor) -> Tensor:
-        twin = make_bank([2, 2, 2], kernel, torch.float64, (3, 4))
+        twin = make_bank([2, 2, 2], kernel, torch.float64, (3, 4), shared_rank)
         del twin.lora_A, twin.lora_B
         twin.lora_A, twin.lora_B = A, B
         return twin(x, Route(route.indices, gates[0] if gates else None, route.probs))
@@ -303,8 +312,9 @@ def test_an_output_that_must_not_be_overwritten_is_not(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", sorted(KERNELS))
-def test_without_gradient_the_output_is_the_same(kernel: str) -> None:
-    bank = make_bank([2, 2], kernel, torch.float32)
+@pytest.mark.parametrize("shared_rank", [0, 3])
+def test_without_gradient_the_output_is_the_same(kernel: str, shared_rank: int) -> None:
+    bank = make_bank([2, 2], kernel, torch.float32, shared_rank=shared_rank)
     route, _ = make_route(7, 2, "top1", torch.float32)
     x = torch.randn(7, IN)
     with torch.no_grad():
@@ -325,9 +335,9 @@ def test_without_gradient_the_output_is_the_same(kernel: str) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("always", [0, 2])
+@pytest.mark.parametrize("shared_rank", [0, 2])
 def test_one_token_without_a_graph_equals_reference(
-    ranks: list[int], shape: str, dtype: torch.dtype, masters: torch.dtype, always: int
+    ranks: list[int], shape: str, dtype: torch.dtype, masters: torch.dtype, shared_rank: int
 ) -> None:
     """What `auto` does in decoding."""
     route, _ = make_route(1, len(ranks), shape, torch.promote_types(dtype, torch.float32))
@@ -335,10 +345,10 @@ def test_one_token_without_a_graph_equals_reference(
     x = torch.randn(1, 1, IN, generator=generator).to(dtype)
     linear = torch.randn(1, 1, OUT, generator=generator).to(dtype)
     with torch.no_grad():
-        exact = make_bank(ranks, "reference", masters, always=always).double()
+        exact = make_bank(ranks, "reference", masters, shared_rank=shared_rank).double()
         expected = exact(x.double(), route, linear.double())
         own = linear.clone()
-        found = make_bank(ranks, "auto", masters, always=always)(x, route, own)
+        found = make_bank(ranks, "auto", masters, shared_rank=shared_rank)(x, route, own)
         assert found.dtype == dtype
         assert found.data_ptr() == own.data_ptr()
         # Rounded once, at the end, and in float32 if nothing is wider.
@@ -347,7 +357,7 @@ def test_one_token_without_a_graph_equals_reference(
             few = 1e-12
         assert_close(found.double(), expected, rtol=few, atol=few)
         kept = linear.expand(2, 1, OUT)[:1]  # a view: must not be written to
-        make_bank(ranks, "auto", masters, always=always)(x, route, kept)
+        make_bank(ranks, "auto", masters, shared_rank=shared_rank)(x, route, kept)
         assert torch.equal(kept, linear)
 
 

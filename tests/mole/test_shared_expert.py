@@ -68,13 +68,13 @@ def test_it_is_a_plain_lora_of_the_same_linears_beside_the_experts() -> None:
             assert_close(found[4:], expert, rtol=1e-3, atol=1e-5)
 
 
-def test_it_is_saved_with_the_experts_and_shapes_tell_its_rank(tmp_path: Path) -> None:
+def test_it_is_saved_with_the_experts(tmp_path: Path) -> None:
     model = shared()
     save(model, tmp_path)
     fresh = language_model("llama")
     load(fresh, tmp_path)
     assert torch.equal(fresh(IDS).logits, model(IDS).logits)
-    assert all(bank.always == 4 for bank in adapter_of(fresh).banks.values())
+    assert all(bank.shared_rank == 4 for bank in adapter_of(fresh).banks.values())
 
 
 def test_a_single_expert_is_merged_with_it() -> None:
@@ -91,5 +91,5 @@ def test_a_rank_that_is_none_is_refused(value: Any) -> None:
 
 
 def test_it_does_not_go_beside_frozen_experts() -> None:
-    with pytest.raises(ConfigError, match="not beside frozen experts"):
-        ExpertBank(8, 8, [2, 2], scaling=1.0, frozen=1, always=2)
+    with pytest.raises(ConfigError, match="not with frozen= or down_features="):
+        ExpertBank(8, 8, [2, 2], scaling=1.0, frozen=1, shared_rank=2)

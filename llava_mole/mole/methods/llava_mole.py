@@ -8,7 +8,7 @@ author's article), and the default here. `gate` offers the two usual alternative
 
 `shared_expert_r` adds an expert of that rank that every token uses beside its own, at weight 1, as
 DeepSeekMoE (arXiv 2401.06066) has shared experts: y = W0 x + (alpha / r) (B_s A_s x + B_e A_e x).
-It is what a plain LoRA on the same linears would be, in the experts' products. Not of the paper.
+It is what a plain LoRA on the same linears would be. Not of the paper.
 
 Loss: `losses.balance_loss`, per sample over its attended tokens, all layers pooled (code). Its
 weight has no default in the released code; 0.01 is a third party's reading of the paper.
@@ -63,7 +63,7 @@ class LlavaMole(MoleConfig):
         return 1 if self.routing == "top1" else None
 
     def build_bank(self, place: Place) -> ExpertBank:
-        return self.new_bank(place, always=self.shared_expert_r)
+        return self.new_bank(place, shared_rank=self.shared_expert_r)
 
     def build_router(self, place: Place) -> LinearRouter:
         return self.new_linear_router(place, self.gate, bias=True)
