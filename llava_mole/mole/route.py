@@ -73,7 +73,7 @@ class Route:
         like: Tensor,
         shared_rank: int = 0,
     ) -> Tensor:
-        """(tokens, R) gates times `scaling`, without gradient, and before them (tokens, shared_rank)
+        """(tokens, R) gates times `scaling`, without gradient; before them (tokens, shared_rank)
         of a shared expert, which is always on; banks of a scope share it."""
         key = (tuple(ranks), scaling, dtype, shared_rank)
         if key not in self._units:

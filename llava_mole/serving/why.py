@@ -56,6 +56,7 @@ class Why:
         grid: rows and columns of a picture's visual tokens; None where they form no grid.
         gates: per picture the weights of Parrot's language experts, which sum to 1; empty without.
         reads_question: whether the gate depends on the question at all.
+        shared: beside them an expert works on every token.
     """
 
     routers: tuple[str, ...]
@@ -64,6 +65,7 @@ class Why:
     grid: tuple[int, int] | None
     gates: tuple[tuple[float, ...], ...]
     reads_question: bool = True
+    shared: bool = False
 
     def use(self, kind: str, router: int | None = None) -> list[float]:
         """Share of a kind's tokens by expert, E numbers, of one router or of all together."""
@@ -112,8 +114,9 @@ class Why:
             if not any(part.startswith("mostly") for part in parts):
                 parts = ["all of them about evenly"]
             said.append(
-                f"The model has {self.num_experts} experts, parts that share its work; it used "
-                + _listed(parts) + "."
+                f"The model has {self.num_experts} experts, parts that share its work"
+                + (" beside one that always works" if self.shared else "")
+                + f"; it used {_listed(parts)}."
             )  # fmt: skip
         if self.gates:
             gate = self.gates[-1]
@@ -213,6 +216,7 @@ def explain(
         grid_of(model),
         tuple(tuple(gate) for gate in gates),
         model.parrot is None or model.parrot.config.reads_question,
+        bool(getattr(model.config.mole_part, "shared_expert_r", 0)),
     )
 
 

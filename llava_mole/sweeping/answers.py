@@ -17,7 +17,7 @@ from llava_mole.errors import DataError
 from llava_mole.evaluation.tables import Prediction, read_checked
 from llava_mole.languages import LANGUAGES
 from llava_mole.sweeping.order import where_they_part
-from llava_mole.sweeping.plan import arm_digest, run_folder, run_name
+from llava_mole.sweeping.plan import arm_recipe, run_folder, run_name
 from llava_mole.sweeping.run_folder import (
     ATTEMPTS,
     DONE,
@@ -61,7 +61,7 @@ class Answers:
             that its arm is not scored on; with its picture, and without.
         orders: (arm, seed) -> what the run drew (`order.py`).
         runs: (arm, seed) -> done.json.
-        recipes: (arm, seed) -> digest of its recipe less the seed, where that is known.
+        recipes: (arm, seed) -> `plan.arm_recipe` of it, where that is known.
         other_data: arm -> why its samples differ, where it says so.
         stale: runs that were scored with other settings than `evaluate` has now.
         attempts: (arm, seed) -> how often its training was started.
@@ -74,7 +74,7 @@ class Answers:
     withheld: dict[tuple[str, int], Scores] = field(default_factory=dict)
     orders: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     runs: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
-    recipes: dict[tuple[str, int], str] = field(default_factory=dict)
+    recipes: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     other_data: dict[str, str] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
     attempts: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -163,7 +163,7 @@ def read_answers(sweep: Sweep, split: str) -> Answers:
             found.orders[arm, seed] = read_json(folder / ORDER) or {"digest": None}
             found.runs[arm, seed] = done
             if files[0] is not None:
-                found.recipes[arm, seed] = arm_digest(files[0]["recipe"])
+                found.recipes[arm, seed] = arm_recipe(files[0]["recipe"])
             started = read_lines(folder / ATTEMPTS)
             found.attempts[arm, seed] = sum(line["trains"] for line in started)
     found.questions = same_questions(sweep, {key: run[SHOWN] for key, run in runs.items()}, split)

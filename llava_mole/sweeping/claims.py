@@ -86,10 +86,13 @@ def decide(sweep: Sweep, answers: Answers) -> list[Verdict]:
     for name, p in zip(made, corrected, strict=True):
         if found[name].p is not None:
             found[name] = judged(replace(found[name], p_holm=p), sweep.claims[name])
-    return [
-        replace(one, verdict=EXPLORATORY) if sweep.claims[name].exploratory else one
-        for name, one in found.items()
-    ]
+    return [explored(one) if sweep.claims[name].exploratory else one for name, one in found.items()]
+
+
+def explored(one: Verdict) -> Verdict:
+    """An exploratory claim: no verdict; of several parts p is the largest, so whose it is."""
+    several = one.p is not None and one.weakest != "the difference"
+    return replace(one, verdict=EXPLORATORY, reason=f"p: {one.weakest}" if several else one.reason)
 
 
 def weigh(sweep: Sweep, answers: Answers, name: str, claim: Claim) -> Verdict:

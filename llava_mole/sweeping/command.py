@@ -143,9 +143,10 @@ def run(args: argparse.Namespace) -> int:
         from llava_mole.sweeping.answers import read_answers
         from llava_mole.sweeping.packing import add_to_pack
 
-        kept = add_to_pack(sweep, read_answers(sweep, args.split), args.pack)
-        if kept:
-            console.print(f"of an earlier pack, kept: {', '.join(kept)}", soft_wrap=True)
+        kept, other = add_to_pack(sweep, read_answers(sweep, args.split), args.pack)
+        for names, what in ((kept, "kept"), (other, "replaced, with other answers")):
+            if names:
+                console.print(f"of the pack before, {what}: {', '.join(names)}", soft_wrap=True)
         console.print(f"pack: {args.pack}", soft_wrap=True)
         return 0
     failed, answers = 0, None

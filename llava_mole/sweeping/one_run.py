@@ -32,6 +32,7 @@ from llava_mole.sweeping.run_folder import (
     check_unchanged,
     is_done,
     now,
+    own_digest,
     put_aside,
     read_json,
     tidy,
@@ -130,7 +131,7 @@ def train(sweep: Sweep, run: PlannedRun) -> dict[str, Any]:
     about = {
         "arm": run.arm,
         "seed": run.seed,
-        "digest": run.digest,
+        "digest": own_digest(run),
         "order": order.get("digest"),
         **measured(recipe, result, run.folder),
         "session_seconds": round(time.monotonic() - started, 1),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,12 @@ MARKS = {"0": 0.0, "1": 1.0, "-": np.nan}
 COLUMNS = ("domain", "language", "kind", "picture", "index", "prompt")
 
 
-def add_to_pack(sweep: Sweep, answers: Answers, folder: Path) -> list[str]:
+def add_to_pack(sweep: Sweep, answers: Answers, folder: Path) -> tuple[list[str], list[str]]:
     """Write both files of a split. Runs that the folder has a pack of and `answers` lacks, as of
     seeds that another machine did, stay in it; those that both have are taken from `answers`.
 
     Returns:
-        Names of the runs that were kept.
+        Names of the runs that were kept, and of those that were replaced by others' answers.
 
     Raises:
         DataError: no run is scored on the split, or some were scored with other settings. Or what
@@ -48,18 +48,36 @@ def add_to_pack(sweep: Sweep, answers: Answers, folder: Path) -> list[str]:
             then.
     """
     kept: list[tuple[str, int]] = []
+    other: list[tuple[str, int]] = []
     if answers.questions and pack_files(folder, answers.split)[1].exists():
         try:
             packed = read_pack(sweep, answers.split, folder, every=True)
             kept = [key for key in packed.runs if key not in answers.runs]
+            replaced = [key for key in packed.runs if key in answers.runs]
+            other = other_answers(answers, packed, replaced)
             answers = joined(sweep, answers, packed, kept)
+            check_alike(answers, kept)
         except DataError as error:
             raise DataError(
                 f"{error}\nNothing was written. Pack into another folder, or remove "
                 f"{answers.split}.csv and {answers.split}.json from {folder} if they can go"
             ) from error
     write_pack(sweep, answers, folder)
-    return [run_name(arm, seed) for arm, seed in kept]
+    return [run_name(*key) for key in kept], [run_name(*key) for key in other]
+
+
+def other_answers(
+    own: Answers, packed: Answers, keys: Iterable[tuple[str, int]]
+) -> list[tuple[str, int]]:
+    """Those of the runs that answered something otherwise than the pack says."""
+    mine = {wordless(question): at for at, question in enumerate(own.questions)}
+    both = [(mine[one], at) for at, one in enumerate(packed.questions) if one in mine]
+    ours, theirs = [one for one, _ in both], [other for _, other in both]
+    return [
+        key
+        for key in keys
+        if not np.array_equal(own.shown[key][ours], packed.shown[key][theirs], equal_nan=True)
+    ]
 
 
 def joined(sweep: Sweep, own: Answers, packed: Answers, kept: Sequence[tuple[str, int]]) -> Answers:
@@ -83,7 +101,6 @@ def joined(sweep: Sweep, own: Answers, packed: Answers, kept: Sequence[tuple[str
         found.attempts[key] = source.attempts[key]
         if key in source.recipes:
             found.recipes[key] = source.recipes[key]
-    check_alike(found, kept)
     found.scorings = [*(one for one in packed.scorings if one not in own.scorings), *own.scorings]
     return found
 
@@ -109,23 +126,36 @@ def joined_questions(sweep: Sweep, own: Answers, packed: Answers) -> tuple[Quest
     return tuple(found)
 
 
-def check_alike(found: Answers, kept: Sequence[tuple[str, int]]) -> None:
-    """Raises DataError where a kept run is not of its arm's recipe, or drew other samples than the
-    runs with its seed."""
-    for arm, seed in kept:
-        others = {
-            digest: run_name(arm, other)
-            for (name, other), digest in found.recipes.items()
-            if name == arm and digest != found.recipes.get((arm, seed), digest)
-        }
-        if others:
+def check_alike(found: Answers, keys: Iterable[tuple[str, int]]) -> None:
+    """Raises DataError where a run is not of its arm's recipe, or drew other samples than the runs
+    with its seed."""
+    first: dict[str, tuple[str, int]] = {}
+    for key in found.runs:
+        if key not in found.recipes:
+            continue
+        other = first.setdefault(key[0], key)
+        apart = where_both_have(found.recipes[other], found.recipes[key])
+        if apart:
             raise DataError(
-                f"the pack's {run_name(arm, seed)} has another recipe, other data or another start "
-                f"than {next(iter(others.values()))}"
+                f"{run_name(*other)} and {run_name(*key)} are of other recipes, data or starts: "
+                + "; ".join(apart[:3])
             )
-        arms = [name for name, other in found.runs if other == seed]
+    for arm, seed in keys:
+        arms = [name for name, other_seed in found.runs if other_seed == seed]
         if (problem := found.order_problem(arms, [seed])) is not None:
-            raise DataError(problem)
+            raise DataError(f"{run_name(arm, seed)}: {problem}")
+
+
+def where_both_have(one: Any, other: Any, path: str = "") -> list[str]:
+    """'key: one | other' where two recipes differ in a key that both have: another version of this
+    program may have more."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = [(f"{path}.{key}", one[key], other[key]) for key in one if key in other]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(f"{path}.{n}", *pair) for n, pair in enumerate(zip(one, other, strict=True))]
+    else:
+        return [] if one == other else [f"{path.removeprefix('.')}: {one} | {other}"]
+    return [line for at, left, right in pairs for line in where_both_have(left, right, at)]
 
 
 def pack_files(folder: Path, split: str) -> tuple[Path, Path]:
@@ -136,8 +166,8 @@ def write_pack(sweep: Sweep, answers: Answers, folder: Path) -> Path:
     """Both files of a split, whatever is there; the folder is made.
 
     Raises:
-        DataError: no run is scored on the split, or some were scored with other settings than the
-            sweep file's.
+        DataError: no run is scored on the split, some were scored with other settings than the
+            sweep file's, or an arm's runs are of several recipes.
     """
     if not answers.questions:
         raise DataError(f"no run of {sweep.out} is scored on {answers.split}: nothing to pack")
@@ -146,6 +176,7 @@ def write_pack(sweep: Sweep, answers: Answers, folder: Path) -> Path:
             f"scored with other settings than evaluate has now: {', '.join(answers.stale)}. The "
             f"same sweep with --split {answers.split} scores them anew; then pack"
         )
+    check_alike(answers, [])
     table, path = pack_files(folder, answers.split)
     with writing_file(table) as file:
         rows = csv.writer(file, lineterminator="\n")
@@ -156,7 +187,6 @@ def write_pack(sweep: Sweep, answers: Answers, folder: Path) -> Path:
     runs = {}
     for (arm, seed), done in answers.runs.items():
         withheld = answers.withheld.get((arm, seed))
-        recipe = answers.recipes.get((arm, seed))
         runs[run_name(arm, seed)] = {
             "arm": arm,
             "seed": seed,
@@ -164,13 +194,13 @@ def write_pack(sweep: Sweep, answers: Answers, folder: Path) -> Path:
             **({} if withheld is None else {"withheld": marks(withheld)}),
             "order": answers.orders[arm, seed],
             "attempts": answers.attempts[arm, seed],
-            **({} if recipe is None else {"recipe": recipe}),
             "done": done,
         }
     values = {
         "split": answers.split,
         "questions": sha256_file(table),
         "settings": settings_of(sweep),
+        "recipes": {arm: recipe for (arm, _), recipe in answers.recipes.items()},
         "runs": runs,
         "test_scorings": answers.scorings,
     }
@@ -223,8 +253,8 @@ def read_pack(sweep: Sweep, split: str, folder: Path, *, every: bool = False) ->
                 found.withheld[key] = scores(run["withheld"], asked, path)
             found.orders[key], found.runs[key] = run["order"], run["done"]
             found.attempts[key] = run["attempts"]
-            if "recipe" in run:
-                found.recipes[key] = run["recipe"]
+            if run["arm"] in values.get("recipes", {}):
+                found.recipes[key] = values["recipes"][run["arm"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: no pack of a sweep ({type(error).__name__}: {error})") from error
     found.declare(sweep)

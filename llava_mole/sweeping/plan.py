@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,10 +15,14 @@ import yaml
 from llava_mole.errors import ConfigError
 from llava_mole.sweeping.lines import key_lines, with_line
 from llava_mole.sweeping.sweep_file import Arm, Sweep, unknown
+from llava_mole.training.places import LOCAL
 from llava_mole.training.reading import beside, counted
 from llava_mole.training.recipe import Recipe
-from llava_mole.training.resume import FREE_TO_CHANGE, contents, start_content
+from llava_mole.training.resume import FREE_TO_CHANGE, described_recipe
 from llava_mole.training.schema import load_recipe
+
+PLACES = ("language_model", "vision_model", "image_root", "path")
+"""Keys of a recipe that name where something lies."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,9 @@ def in_one_line(value: Any) -> str:
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON has it, with the hashes of its data files and of the model that it starts
     from, less its folder."""
-    values = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    values = described_recipe(recipe)
     values.pop("output_dir")
-    return values | {"content": contents(recipe) | start_content(recipe)}
+    return values
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -152,11 +155,29 @@ def recipe_digest(recipe: Recipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def arm_digest(described: dict[str, Any]) -> str:
-    """Of `resolved`, less its seed: what an arm's runs have in common."""
-    values = {key: value for key, value in described.items() if key != "seed"}
-    text = json.dumps(fixed(values, ""), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def arm_recipe(described: dict[str, Any]) -> dict[str, Any]:
+    """Of `resolved`, what an arm's runs have in common on any machine: without seed and free keys,
+    files by their hashes and folders by their last name, wherever they lie."""
+    hashes: dict[str, str] = described.get("content", {})
+
+    def anywhere(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {
+                name: anywhere(one, name)
+                for name, one in value.items()
+                if not name.startswith(("hub_", "push_to_hub"))
+            }
+        if isinstance(value, list):
+            return [anywhere(one, key) for one in value]
+        if isinstance(value, str) and value in hashes:
+            return hashes[value]
+        if isinstance(value, str) and key in PLACES:
+            return Path(value.removeprefix(LOCAL)).name
+        return value
+
+    values = {key: one for key, one in described.items() if key not in ("seed", "content")}
+    found: dict[str, Any] = anywhere(fixed(values, ""), "")
+    return found
 
 
 def fixed(value: Any, path: str) -> Any:

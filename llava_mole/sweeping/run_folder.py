@@ -25,7 +25,7 @@ from llava_mole.errors import CheckpointError, ConfigError
 from llava_mole.folders import remove_folder, writing_file
 from llava_mole.sweeping.plan import PlannedRun, resolved
 from llava_mole.sweeping.sweep_file import Sweep
-from llava_mole.training.resume import differences, only_run
+from llava_mole.training.resume import differences, filled, only_run
 
 RUN, ATTEMPTS, ORDER = "run.json", "attempts.jsonl", "order.json"
 TRAINED, SCORED, DONE = "trained.json", "scored.json", "done.json"
@@ -100,7 +100,14 @@ def split_folder(folder: Path, split: str) -> Path:
 def is_done(run: PlannedRun) -> bool:
     """Whether the run was done, under the same recipe."""
     done = read_json(run.folder / DONE)
-    return done is not None and done.get("digest") == run.digest
+    return done is not None and done.get("digest") == own_digest(run)
+
+
+def own_digest(run: PlannedRun) -> str:
+    """The digest that the folder's run goes by: that of an earlier version of this program, which
+    had fewer keys or hashes, if its recipe is this one; else the run's."""
+    about = read_json(run.folder / RUN)
+    return run.digest if about is None or changed(run) else about["digest"]
 
 
 def changed(run: PlannedRun) -> list[str]:
@@ -109,8 +116,9 @@ def changed(run: PlannedRun) -> list[str]:
     about = read_json(run.folder / RUN)
     if about is None or about["digest"] == run.digest:
         return []
-    keys = differences(about["recipe"], resolved(run.recipe)) or ["(keys of another version)"]
-    return [f"digest: {about['digest']} -> {run.digest}", *keys]
+    here = resolved(run.recipe)
+    keys = differences(filled(about["recipe"], run.recipe, here["content"]), here)
+    return [f"digest: {about['digest']} -> {run.digest}", *keys] if keys else []
 
 
 def check_unchanged(runs: list[PlannedRun]) -> None:
@@ -150,7 +158,7 @@ def begin(run: PlannedRun) -> None:
     about = {
         "arm": run.arm,
         "seed": run.seed,
-        "digest": run.digest,
+        "digest": own_digest(run),
         "about": run.about.about,
         "other_data": run.about.other_data,
         "set": run.about.set,

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 from pathlib import Path
 from statistics import fmean
 
@@ -29,6 +30,7 @@ from llava_mole.sweeping.plan import PlannedRun, run_folder
 from llava_mole.sweeping.run_folder import (
     DONE,
     OUTPUT,
+    TRAINED,
     check_unchanged,
     put_aside,
     read_json,
@@ -127,12 +129,12 @@ def do_runs(
     if len(left) < len(runs):
         console.print(f"{len(runs) - len(left)} of {len(runs)} runs are done already")
     going: list[Started] = []
-    failed = 0
+    failed, ended = 0, len(runs) - len(left)
     with ending_all(going):
         while left or going:
             free = [slot for slot in slots if slot not in [one.slot for one in going]]
             while left and free:
-                problem = beyond_budget(sweep, left[0], going)
+                problem = beyond_budget(sweep, left[0], going, split)
                 if problem is not None:
                     names = ", ".join(run.name for run in left)
                     console.print(f"{problem}: not started: {names}", soft_wrap=True)
@@ -146,10 +148,12 @@ def do_runs(
                 going.remove(one)
                 failed += one.process.returncode != 0
                 report(split, one, console)
+                ended += 1
                 if left or going:
-                    ahead = seconds_left(sweep, left, going, len(slots))
-                    ended = f"{len(runs) - len(left) - len(going)} of {len(runs)} runs"
-                    console.print(f"{ended}, about {duration(ahead)} left" if ahead else ended)
+                    said = f"{ended} of {len(runs)} runs have ended"
+                    said += f" ({failed} failed)" if failed else ""
+                    ahead = seconds_left(sweep, left, going, len(slots), split)
+                    console.print(f"{said}, about {duration(ahead)} left" if ahead else said)
     return failed
 
 
@@ -199,35 +203,58 @@ def minutes_done(sweep: Sweep) -> dict[str, list[float]]:
     return found
 
 
-def expected_minutes(done: Mapping[str, Sequence[float]], arm: str) -> float:
-    """What a run of the arm takes, by its finished ones, or by all; 0 where there are none."""
-    known = done.get(arm) or [minutes for of_arm in done.values() for minutes in of_arm]
-    return fmean(known) if known else 0.0
+def expected_minutes(sweep: Sweep, run: PlannedRun, split: str) -> float:
+    """What a run takes, going by its arm's finished ones, or by all; 0 where there are none. One
+    that is trained is only scored."""
+    if (run.folder / TRAINED).is_file():
+        known = [minutes for of in scoring_minutes(sweep, split).values() for minutes in of]
+        own = scoring_minutes(sweep, split).get(run.arm)
+    else:
+        done = minutes_done(sweep)
+        known = [minutes for of_arm in done.values() for minutes in of_arm]
+        own = done.get(run.arm)
+    return fmean(own or known) if known else 0.0
+
+
+def scoring_minutes(sweep: Sweep, split: str) -> dict[str, list[float]]:
+    """Arm -> minutes that its runs' scoring on the split took."""
+    found: dict[str, list[float]] = {}
+    for arm in sweep.arm_names():
+        for seed in sweep.seeds:
+            of = scored(run_folder(sweep.out, arm, seed), split)["domains"].values()
+            if of:
+                found.setdefault(arm, []).append(sum(one["seconds"] for one in of) / 60)
+    return found
 
 
 def seconds_left(
-    sweep: Sweep, left: Sequence[PlannedRun], going: Sequence[Started], at_once: int
+    sweep: Sweep, left: Sequence[PlannedRun], going: Sequence[Started], at_once: int, split: str
 ) -> float:
-    """Until the last run ends, going by finished ones; 0 where there are none."""
-    done = minutes_done(sweep)
+    """Until the last run ends, going by finished ones; 0 where there are none. The next run takes
+    the slot that is free first."""
     now = time.monotonic()
-    ahead = sum(60 * expected_minutes(done, run.arm) for run in left)
-    for one in going:
-        ahead += max(0.0, 60 * expected_minutes(done, one.run.arm) - (now - one.since))
-    return ahead / at_once
+    slots = [
+        max(0.0, 60 * expected_minutes(sweep, one.run, split) - (now - one.since)) for one in going
+    ]
+    slots += [0.0] * (at_once - len(slots))
+    heapify(slots)
+    for run in left:
+        heapreplace(slots, slots[0] + 60 * expected_minutes(sweep, run, split))
+    return max(slots)
 
 
-def beyond_budget(sweep: Sweep, run: PlannedRun, going: Sequence[Started]) -> str | None:
+def beyond_budget(
+    sweep: Sweep, run: PlannedRun, going: Sequence[Started], split: str
+) -> str | None:
     """Why a run should not be started; None where the budget allows it.
 
     It is taken to last as long as its arm's finished ones, or as all finished ones, did.
     """
     if sweep.minutes is None:
         return None
-    done = minutes_done(sweep)
-    every = [minutes for of_arm in done.values() for minutes in of_arm]
-    spent = sum(every) + sum(expected_minutes(done, one.run.arm) for one in going)
-    ahead = expected_minutes(done, run.arm)
+    every = [minutes for of_arm in minutes_done(sweep).values() for minutes in of_arm]
+    spent = sum(every) + sum(expected_minutes(sweep, one.run, split) for one in going)
+    ahead = expected_minutes(sweep, run, split)
     if spent + ahead <= sweep.minutes and spent < sweep.minutes:
         return None
     return (

@@ -62,6 +62,8 @@ activation checkpointing has, or sums over another number of processes."""
 
 MOVE_WEIGHTS = {".safetensors", ".json", ".jinja", ".model"}
 """Endings of files in a model folder that training from it hangs on."""
+LONG_TO_READ = 4e9
+"""Bytes of a start whose reading is announced."""
 
 
 # ---------------------------------------------------------------------- checkpoints
@@ -232,12 +234,10 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
     out = Path(recipe.output_dir)
     clean(out)
     described = out / "recipe.json"
-    resolved = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    resolved = described_recipe(recipe)
     before = read_recipe(described)
-    start = start_content(recipe)
-    resolved["content"] = contents(recipe) | start
-    if before is not None:  # of an earlier version: what it did not write down
-        before["content"] = start | before.get("content", resolved["content"])
+    if before is not None:
+        before = filled(before, recipe, resolved["content"])
     changed = differences(before, resolved)
     if resume == ANEW:
         remove_folder(out / "stages")
@@ -257,6 +257,45 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
         go_back(recipe, Path(resume))
     with writing_file(described) as file:
         json.dump(resolved, file, indent=2, ensure_ascii=False)
+
+
+def described_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON has it, with the hashes of what it reads."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    return values | {"content": contents(recipe) | start_content(recipe)}
+
+
+def filled(before: dict[str, Any], recipe: Recipe, content: Mapping[str, str]) -> dict[str, Any]:
+    """A described recipe with what an earlier version of this program did not write: keys that it
+    did not have, which then had their defaults, and the hash of the start."""
+    found = with_defaults(before, recipe)
+    hashes = found.get("content")
+    if hashes is None:
+        found["content"] = dict(content)
+    elif recipe.model.start_from is not None:
+        start = recipe.model.start_from
+        found["content"] = {**{k: content[k] for k in [start] if k in content}, **hashes}
+    return found
+
+
+def with_defaults(before: Any, now: Any) -> Any:
+    """`before` with the fields of the dataclass `now` that it lacks, at their defaults."""
+    if isinstance(before, list) and isinstance(now, list | tuple) and len(before) == len(now):
+        return [with_defaults(one, other) for one, other in zip(before, now, strict=True)]
+    if not dataclasses.is_dataclass(now) or not isinstance(before, dict):
+        return before
+    found = dict(before)
+    for field in dataclasses.fields(now):
+        if field.name in before:
+            found[field.name] = with_defaults(before[field.name], getattr(now, field.name))
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = json.loads(json.dumps(field.default, default=str))
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+            if dataclasses.is_dataclass(default):
+                default = dataclasses.asdict(default)  # type: ignore[arg-type]
+            found[field.name] = json.loads(json.dumps(default, default=str))
+    return found
 
 
 def contents(recipe: Recipe) -> dict[str, str]:
@@ -286,7 +325,10 @@ def start_content(recipe: Recipe) -> dict[str, str]:
     if recipe.model.start_from is None:
         return {}
     folder = Path(recipe.model.start_from).expanduser()
-    files = sorted(path for path in folder.rglob("*") if path.suffix in MOVE_WEIGHTS)
+    found = (path for path in folder.rglob("*") if path.suffix in MOVE_WEIGHTS)
+    files = sorted(path for path in found if path.is_file())
+    if (size := sum(path.stat().st_size for path in files)) > LONG_TO_READ:
+        logger.info("reading %s (%.0f GB), to know it again", folder, size / 1e9)
     hashes = [[p.relative_to(folder).as_posix(), hash_of(p, stamp(p))] for p in files]
     return {recipe.model.start_from: hashlib.sha256(json.dumps(hashes).encode()).hexdigest()}
 
@@ -299,7 +341,7 @@ def stamp(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def hash_of(path: Path, _: tuple[int, int]) -> str:
-    """SHA-256 of a file, read once as long as its stamp stays: a sweep has many runs of a start."""
+    """SHA-256 of a file, read once in a process as long as its stamp stays."""
     return sha256_file(path)
 
 

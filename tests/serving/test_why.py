@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from llava_mole.configuration import ParrotConfig
+from llava_mole.mole import MoleConfig
 from llava_mole.serving.chat import ChatEngine, fill_pictures
 from llava_mole.serving.why import average_gates, explain, grid_of, seen
 from tests import helpers
@@ -117,3 +118,14 @@ def test_a_gate_that_reads_no_question_says_so(tiny_model, condition):
     found = explain(model, processor, fill_pictures(TURNS, PICTURES), "A dog.")
     assert "Whatever the question" in found.sentence("ru")
     assert "Russian" not in found.sentence("ru")
+
+
+def test_a_shared_expert_is_told_beside_those_that_are_chosen(tiny_model, tmp_path):
+    mixture = MoleConfig(num_experts=3, r=2, lora_alpha=4.0, shared_expert_r=2)
+    model, processor = tiny_model("llama", mole=mixture)
+    found = explain(model, processor, fill_pictures(TURNS, PICTURES), "A dog.")
+    assert found.num_experts == 3
+    assert "3 experts, parts that share its work beside one that always works;" in found.sentence()
+    model.save_pretrained(tmp_path / "model", processor=processor)
+    card = (tmp_path / "model" / "README.md").read_text("utf-8")
+    assert "3 experts, rank 2, and a shared one of rank 2" in card

@@ -255,12 +255,21 @@ def test_several_claims_are_corrected_for_their_number(written):
 
 
 def test_an_exploratory_claim_decides_nothing_and_does_not_count(written):
-    claims = {"made": AB, "seen": AB | {"exploratory": True, "no_worse": 0.9}}
+    claims = {
+        "made": AB,
+        "seen": AB | {"exploratory": True},
+    }
     made, seen = verdicts(written, constant(a=0.4, b=0.7), claims)
     assert (made.verdict, made.p_holm) == (SUPPORTED, made.p)
     assert (seen.verdict, seen.p_holm) == (EXPLORATORY, None)
     assert (seen.low, seen.high) == (made.low, made.high)
     assert 0 < seen.p < 0.05
+
+
+def test_an_exploratory_claim_of_several_parts_says_whose_its_p_is(written):
+    found = verdict(written, trade, AB | {"exploratory": True, "no_worse": 0.02})
+    assert (found.verdict, found.reason) == (EXPLORATORY, "p: no worse in noise")
+    assert found.p == 1
 
 
 def test_sides_whose_weights_do_not_match_are_refused(written, tmp_path):

@@ -65,7 +65,7 @@ def test_runs_are_processes_that_succeed_and_fail_alone(trained: Path) -> None:
     assert code == 1
     assert "lora/seed-0: what was there is now in" in said
     assert "lora/seed-0: done in" in said
-    assert "1 of 2 runs" in said
+    assert "1 of 2 runs have ended (1 failed)" in said
     assert "moe/seed-0: failed (exit code 2)" in said
     assert "its model is not there any more" in said
     assert read_json(lora.folder / "done.json")["digest"] == lora.digest
@@ -141,13 +141,21 @@ def vars_of(path: Path) -> dict[str, Any]:
 def test_the_time_that_is_left_goes_by_the_runs_that_ended(trained: Path) -> None:
     sweep = edit(trained, seeds=[0, 1, 2])
     runs = plan_runs(sweep, trained, seeds=[2])
-    took = {arm: fmean(minutes) for arm, minutes in minutes_done(sweep).items()}
-    assert seconds_left(sweep, runs, [], 1) == pytest.approx(60 * sum(took.values()))
-    assert seconds_left(sweep, runs, [], 2) == pytest.approx(30 * sum(took.values()))
-    begun = Started(runs[0], Slot(), None, time.monotonic() - 3600)  # longer than any took
-    assert seconds_left(sweep, runs[1:], [begun], 1) == pytest.approx(60 * took[runs[1].arm])
+    took = {arm: 60 * fmean(minutes) for arm, minutes in minutes_done(sweep).items()}
+    assert seconds_left(sweep, runs, [], 1, "dev") == pytest.approx(sum(took.values()))
+    assert seconds_left(sweep, runs, [], 3, "dev") == pytest.approx(max(took.values()))
+    late = Started(runs[0], Slot(), None, time.monotonic() - 3600)  # longer than any took
+    own = took[runs[1].arm]
+    assert seconds_left(sweep, runs[1:], [late], 1, "dev") == pytest.approx(own)
+    assert seconds_left(sweep, runs[1:], [late], 2, "dev") == pytest.approx(own)
+    begun = Started(runs[0], Slot(), None, time.monotonic())
+    alone = seconds_left(sweep, [], [begun], 2, "dev")
+    assert alone == pytest.approx(took[runs[0].arm], rel=0.05)  # another slot does not help it
+    trained_ones = plan_runs(sweep, trained, seeds=[0])
+    assert 0 < seconds_left(sweep, trained_ones, [], 1, "dev") < sum(took.values())
+    assert seconds_left(sweep, trained_ones, [], 1, "test") == 0  # none was scored on it yet
     shutil.rmtree(sweep.out)
-    assert seconds_left(sweep, runs, [], 1) == 0
+    assert seconds_left(sweep, runs, [], 1, "dev") == 0
 
 
 def test_no_run_is_started_beyond_the_budget(trained: Path) -> None:
@@ -156,9 +164,9 @@ def test_no_run_is_started_beyond_the_budget(trained: Path) -> None:
     )
     sweep = edit(trained, minutes=2 * spent, seeds=[0, 1, 2])
     (run,) = plan_runs(sweep, trained, arms=["moe"], seeds=[2])
-    assert beyond_budget(sweep, run, []) is None
+    assert beyond_budget(sweep, run, [], "dev") is None
     sweep = edit(trained, minutes=spent + 1e-4)
-    assert "moe/seed-2 would take about" in beyond_budget(sweep, run, [])
+    assert "moe/seed-2 would take about" in beyond_budget(sweep, run, [], "dev")
     console = recording()
     assert do_runs(sweep, trained, [run], split="dev", console=console) == 0
     assert "not started: moe/seed-2" in console.export_text()

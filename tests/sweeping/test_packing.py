@@ -64,8 +64,8 @@ def test_seeds_of_two_machines_make_one_pack(packed, tmp_path):
     answers = read_answers(sweep, "dev")
     # both machines have the second seed
     first, later = part(answers, lambda _, seed: seed < 2), part(answers, lambda _, seed: seed > 0)
-    assert add_to_pack(sweep, first, tmp_path / "p") == []
-    assert add_to_pack(sweep, later, tmp_path / "p") == ["a/seed-0", "b/seed-0"]
+    assert add_to_pack(sweep, first, tmp_path / "p") == ([], [])
+    assert add_to_pack(sweep, later, tmp_path / "p") == (["a/seed-0", "b/seed-0"], [])
     expected = to_json(sweep, make_report(sweep, "dev"))
     found = to_json(sweep, make_report(sweep, "dev", read_pack(sweep, "dev", tmp_path / "p")))
     assert json.dumps(found) == json.dumps(expected)
@@ -102,7 +102,7 @@ def other_questions(answers, sweep):
 
 
 def other_recipe(answers, sweep):
-    return replace(answers, recipes=dict.fromkeys(answers.recipes, "another"))
+    return replace(answers, recipes={key: {"arm": "c", "younger": 1} for key in answers.recipes})
 
 
 def other_samples(answers, sweep):
@@ -125,7 +125,7 @@ def stale(answers, sweep):
     ("change", "said"),
     [
         (other_questions, r"the pack's 120 questions on shapes are not the 120 that these runs"),
-        (other_recipe, r"the pack's a/seed-0 has another recipe, other data or another start than"),
+        (other_recipe, r"a/seed-0 and a/seed-1 are of other recipes, data or starts: arm: a \| c"),
         (other_samples, r"did not see the same samples"),
         (other_arms, r"has a/seed-0, which the sweep file does not have"),
         (stale, r"scored with other settings than evaluate has now: a/seed-1"),
@@ -139,6 +139,14 @@ def test_runs_that_do_not_belong_together_are_not_packed_together(packed, tmp_pa
     with pytest.raises(DataError, match=said):
         add_to_pack(sweep, change(later, sweep), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_that_answers_otherwise_than_the_pack_is_named(packed):
+    sweep, folder = packed
+    answers = read_answers(sweep, "dev")
+    answers.shown["a", 1] = 1 - answers.shown["a", 1]
+    assert add_to_pack(sweep, answers, folder) == ([], ["a/seed-1"])
+    assert add_to_pack(sweep, answers, folder) == ([], [])
 
 
 def test_a_pack_that_was_half_written_is_told(packed):

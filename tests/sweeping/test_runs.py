@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +18,11 @@ import pytest
 from safetensors.torch import load_file
 
 from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.sweeping.answers import read_answers
 from llava_mole.sweeping.one_run import do_run, is_finished
 from llava_mole.sweeping.order import order_of, where_they_part
-from llava_mole.sweeping.plan import PlannedRun, plan_runs
-from llava_mole.sweeping.run_folder import put_aside, read_json, read_lines
+from llava_mole.sweeping.plan import PlannedRun, arm_recipe, plan_runs, resolved
+from llava_mole.sweeping.run_folder import put_aside, read_json, read_lines, write_json
 from llava_mole.sweeping.sweep_file import Sweep, read_sweep
 from llava_mole.training.data import read_stages
 from tests.sweeping.conftest import edit
@@ -125,6 +128,43 @@ def test_what_is_done_is_not_done_again(trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.safetensors")}
     do_run(sweep, run)
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.safetensors")} == before
+
+
+def test_a_run_of_an_earlier_version_is_the_same_run(trained: Path) -> None:
+    """It had fewer keys, so another digest."""
+    sweep, run = planned(trained, "moe")
+    for name in ("run.json", "trained.json", "done.json"):
+        values = read_json(run.folder / name)
+        values["digest"] = "0123456789abcdef"
+        if "recipe" in values:
+            del values["recipe"]["model"]["experts"]["shared_expert_r"]
+            del values["recipe"]["threads"], values["recipe"]["stages"][0]["warm_start"]
+        write_json(run.folder / name, values)
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.safetensors")}
+    do_run(sweep, run)
+    shutil.rmtree(run.folder / "predictions")  # to be scored anew
+    do_run(sweep, run)
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.safetensors")} == before
+    names = ("run.json", "trained.json", "done.json")
+    assert {read_json(run.folder / name)["digest"] for name in names} == {"0123456789abcdef"}
+    assert ("moe", run.seed) in read_answers(sweep, "dev").runs
+    edit(trained, arms__moe__set={"model.experts.shared_expert_r": 2})
+    with pytest.raises(ConfigError, match=r"shared_expert_r: 0 -> 2"):
+        do_run(sweep, planned(trained, "moe")[1])
+
+
+def test_a_packed_recipe_is_the_same_wherever_its_files_lie(trained: Path, tmp_path: Path) -> None:
+    _, run = planned(trained, "moe")
+    moved = copy.deepcopy(run.recipe)
+    for source in moved.data.sources:
+        path = Path(source.path)
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        source.path = str(shutil.copy(path, tmp_path / "elsewhere" / path.name))
+    moved.seed, moved.workers, moved.output_dir = 9, 2, "another"
+    moved.model.language_model = f"/elsewhere/{Path(moved.model.language_model).name}"
+    assert arm_recipe(resolved(moved)) == arm_recipe(resolved(run.recipe))
+    Path(moved.data.sources[0].path).write_text("[]")
+    assert arm_recipe(resolved(moved)) != arm_recipe(resolved(run.recipe))
 
 
 def test_another_recipe_is_refused_with_both_digests_and_put_aside_when_asked(
