@@ -15,9 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from heapq import heapify, heapreplace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from rich.console import Console
@@ -25,16 +23,10 @@ from rich.console import Console
 from llava_mole import ranks
 from llava_mole.errors import ConfigError
 from llava_mole.sweeping import TEST
+from llava_mole.sweeping.expected import beyond_budget, past, seconds_left
 from llava_mole.sweeping.one_run import STARTED_BY, changed_folder, is_finished
-from llava_mole.sweeping.plan import PlannedRun, run_folder
-from llava_mole.sweeping.run_folder import (
-    DONE,
-    OUTPUT,
-    TRAINED,
-    check_unchanged,
-    put_aside,
-    read_json,
-)
+from llava_mole.sweeping.plan import PlannedRun
+from llava_mole.sweeping.run_folder import OUTPUT, check_unchanged, put_aside
 from llava_mole.sweeping.scoring import check_choice, check_files, scored
 from llava_mole.sweeping.sweep_file import Sweep
 from llava_mole.training.progress import duration
@@ -95,6 +87,10 @@ class Started:
     process: subprocess.Popen[bytes]
     since: float
 
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
+
 
 def do_runs(
     sweep: Sweep,
@@ -130,11 +126,12 @@ def do_runs(
         console.print(f"{len(runs) - len(left)} of {len(runs)} runs are done already")
     going: list[Started] = []
     failed, ended = 0, len(runs) - len(left)
+    known = past(sweep, split)
     with ending_all(going):
         while left or going:
             free = [slot for slot in slots if slot not in [one.slot for one in going]]
             while left and free:
-                problem = beyond_budget(sweep, left[0], going, split)
+                problem = beyond_budget(sweep, left[0], going, known)
                 if problem is not None:
                     names = ", ".join(run.name for run in left)
                     console.print(f"{problem}: not started: {names}", soft_wrap=True)
@@ -149,10 +146,11 @@ def do_runs(
                 failed += one.process.returncode != 0
                 report(split, one, console)
                 ended += 1
+                known = past(sweep, split)
                 if left or going:
                     said = f"{ended} of {len(runs)} runs have ended"
                     said += f" ({failed} failed)" if failed else ""
-                    ahead = seconds_left(sweep, left, going, len(slots), split)
+                    ahead = seconds_left(left, going, len(slots), known)
                     console.print(f"{said}, about {duration(ahead)} left" if ahead else said)
     return failed
 
@@ -175,7 +173,7 @@ def start(sweep: Sweep, path: Path, run: PlannedRun, slot: Slot, split: str) -> 
 
 def report(split: str, one: Started, console: Console) -> None:
     """How a run ended, in a line; a failed one's last words."""
-    took = duration(time.monotonic() - one.since)
+    took = duration(one.seconds)
     if one.process.returncode == 0:
         found = scored(one.run.folder, split)["domains"].items()
         marks = ", ".join(f"{domain} {100 * values['accuracy']:.0f}" for domain, values in found)
@@ -187,80 +185,6 @@ def report(split: str, one: Started, console: Console) -> None:
     last = "\n".join(f"  {line}" for line in tail.splitlines()[-12:])
     console.print(f"{one.run.name}: {how} after {took}; it goes on with the same command:\n{last}",
                   markup=False, soft_wrap=True)  # fmt: skip
-
-
-# ---------------------------------------------------------------------- budget
-
-
-def minutes_done(sweep: Sweep) -> dict[str, list[float]]:
-    """Arm -> minutes of its finished runs."""
-    found: dict[str, list[float]] = {}
-    for arm in sweep.arm_names():
-        for seed in sweep.seeds:
-            done = read_json(run_folder(sweep.out, arm, seed) / DONE)
-            if done is not None:
-                found.setdefault(arm, []).append(float(done["minutes"]))
-    return found
-
-
-def expected_minutes(sweep: Sweep, run: PlannedRun, split: str) -> float:
-    """What a run takes, going by its arm's finished ones, or by all; 0 where there are none. One
-    that is trained is only scored."""
-    if (run.folder / TRAINED).is_file():
-        known = [minutes for of in scoring_minutes(sweep, split).values() for minutes in of]
-        own = scoring_minutes(sweep, split).get(run.arm)
-    else:
-        done = minutes_done(sweep)
-        known = [minutes for of_arm in done.values() for minutes in of_arm]
-        own = done.get(run.arm)
-    return fmean(own or known) if known else 0.0
-
-
-def scoring_minutes(sweep: Sweep, split: str) -> dict[str, list[float]]:
-    """Arm -> minutes that its runs' scoring on the split took."""
-    found: dict[str, list[float]] = {}
-    for arm in sweep.arm_names():
-        for seed in sweep.seeds:
-            of = scored(run_folder(sweep.out, arm, seed), split)["domains"].values()
-            if of:
-                found.setdefault(arm, []).append(sum(one["seconds"] for one in of) / 60)
-    return found
-
-
-def seconds_left(
-    sweep: Sweep, left: Sequence[PlannedRun], going: Sequence[Started], at_once: int, split: str
-) -> float:
-    """Until the last run ends, going by finished ones; 0 where there are none. The next run takes
-    the slot that is free first."""
-    now = time.monotonic()
-    slots = [
-        max(0.0, 60 * expected_minutes(sweep, one.run, split) - (now - one.since)) for one in going
-    ]
-    slots += [0.0] * (at_once - len(slots))
-    heapify(slots)
-    for run in left:
-        heapreplace(slots, slots[0] + 60 * expected_minutes(sweep, run, split))
-    return max(slots)
-
-
-def beyond_budget(
-    sweep: Sweep, run: PlannedRun, going: Sequence[Started], split: str
-) -> str | None:
-    """Why a run should not be started; None where the budget allows it.
-
-    It is taken to last as long as its arm's finished ones, or as all finished ones, did.
-    """
-    if sweep.minutes is None:
-        return None
-    every = [minutes for of_arm in minutes_done(sweep).values() for minutes in of_arm]
-    spent = sum(every) + sum(expected_minutes(sweep, one.run, split) for one in going)
-    ahead = expected_minutes(sweep, run, split)
-    if spent + ahead <= sweep.minutes and spent < sweep.minutes:
-        return None
-    return (
-        f"minutes: {sweep.minutes:g} is the budget, {spent:.1f} are spent or under way, "
-        f"{run.name} would take about {ahead:.1f}"
-    )
 
 
 # ---------------------------------------------------------------------- ending

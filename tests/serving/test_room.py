@@ -118,9 +118,7 @@ def test_who_leaves_frees_the_place(engines: Any) -> None:
     assert all(engine.batcher.load() == (0, 0) for engine in engines)
 
 
-def test_those_who_wait_are_told_their_place(
-    engines: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_those_who_wait_are_told_their_place(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # told at once: a fast machine writes the answers before it within anybody's patience
     monkeypatch.setattr("llava_mole.serving.room.PATIENCE", 0.0)
     endless = Sampling(max_new_tokens=1900, min_new_tokens=1900)

@@ -23,17 +23,15 @@ from llava_mole.cli import build_parser
 from llava_mole.errors import ConfigError
 from llava_mole.sweeping import command
 from llava_mole.sweeping.dry_run import dry_run
+from llava_mole.sweeping.expected import beyond_budget, past, seconds_left
 from llava_mole.sweeping.one_run import STARTED_BY, watch_sweep
 from llava_mole.sweeping.plan import plan_runs
 from llava_mole.sweeping.run_folder import read_json
 from llava_mole.sweeping.scheduling import (
     Slot,
     Started,
-    beyond_budget,
     do_runs,
     make_slots,
-    minutes_done,
-    seconds_left,
 )
 from tests.sweeping.conftest import edit
 
@@ -141,21 +139,22 @@ def vars_of(path: Path) -> dict[str, Any]:
 def test_the_time_that_is_left_goes_by_the_runs_that_ended(trained: Path) -> None:
     sweep = edit(trained, seeds=[0, 1, 2])
     runs = plan_runs(sweep, trained, seeds=[2])
-    took = {arm: 60 * fmean(minutes) for arm, minutes in minutes_done(sweep).items()}
-    assert seconds_left(sweep, runs, [], 1, "dev") == pytest.approx(sum(took.values()))
-    assert seconds_left(sweep, runs, [], 3, "dev") == pytest.approx(max(took.values()))
+    known = past(sweep, "dev")
+    took = {arm: 60 * fmean(minutes) for arm, minutes in known.runs.items()}
+    assert seconds_left(runs, [], 1, known) == pytest.approx(sum(took.values()))
+    assert seconds_left(runs, [], 3, known) == pytest.approx(max(took.values()))
     late = Started(runs[0], Slot(), None, time.monotonic() - 3600)  # longer than any took
     own = took[runs[1].arm]
-    assert seconds_left(sweep, runs[1:], [late], 1, "dev") == pytest.approx(own)
-    assert seconds_left(sweep, runs[1:], [late], 2, "dev") == pytest.approx(own)
+    assert seconds_left(runs[1:], [late], 1, known) == pytest.approx(own)
+    assert seconds_left(runs[1:], [late], 2, known) == pytest.approx(own)
     begun = Started(runs[0], Slot(), None, time.monotonic())
-    alone = seconds_left(sweep, [], [begun], 2, "dev")
+    alone = seconds_left([], [begun], 2, known)
     assert alone == pytest.approx(took[runs[0].arm], rel=0.05)  # another slot does not help it
     trained_ones = plan_runs(sweep, trained, seeds=[0])
-    assert 0 < seconds_left(sweep, trained_ones, [], 1, "dev") < sum(took.values())
-    assert seconds_left(sweep, trained_ones, [], 1, "test") == 0  # none was scored on it yet
+    assert 0 < seconds_left(trained_ones, [], 1, known) < sum(took.values())
+    assert seconds_left(trained_ones, [], 1, past(sweep, "test")) == 0  # none was scored on it
     shutil.rmtree(sweep.out)
-    assert seconds_left(sweep, runs, [], 1, "dev") == 0
+    assert seconds_left(runs, [], 1, past(sweep, "dev")) == 0
 
 
 def test_no_run_is_started_beyond_the_budget(trained: Path) -> None:
@@ -164,9 +163,9 @@ def test_no_run_is_started_beyond_the_budget(trained: Path) -> None:
     )
     sweep = edit(trained, minutes=2 * spent, seeds=[0, 1, 2])
     (run,) = plan_runs(sweep, trained, arms=["moe"], seeds=[2])
-    assert beyond_budget(sweep, run, [], "dev") is None
+    assert beyond_budget(sweep, run, [], past(sweep, "dev")) is None
     sweep = edit(trained, minutes=spent + 1e-4)
-    assert "moe/seed-2 would take about" in beyond_budget(sweep, run, [], "dev")
+    assert "moe/seed-2 would take about" in beyond_budget(sweep, run, [], past(sweep, "dev"))
     console = recording()
     assert do_runs(sweep, trained, [run], split="dev", console=console) == 0
     assert "not started: moe/seed-2" in console.export_text()
