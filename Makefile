@@ -6,10 +6,11 @@
 #   make test-all     the same and its repeats on other launchers and sizes
 #   make test-gpu     the tests that need a CUDA device; the others do not see one
 #   make check        ruff, mypy and the test suite: what CI runs
+#   make experiments  every run of docs/results.md anew, hours of them; goes on where it was stopped
 #   make format       let ruff tidy the code
 #   make clean        remove the environment and caches
 #
-# Variables: PYTHON, VENV, TORCH, MINUTES, OUT, MODEL, PYTEST_ARGS.
+# Variables: PYTHON, VENV, TORCH, MINUTES, OUT, MODEL, PYTEST_ARGS, PARALLEL.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,12 +23,15 @@ MODEL ?= $(OUT)/model
 # A worker per core, for the tests themselves use one thread each; a worker needs up to 3 GiB.
 PYTEST_ARGS ?= --numprocesses logical --maxprocesses 4 --dist worksteal
 
+# Runs of `make experiments` at once: a core each, or gpus for one a device.
+PARALLEL ?= 2
+
 BIN := $(VENV)/bin
 # errors only: a long install scrolls past nothing that matters
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test test-all test-gpu check lint format clean
+.PHONY: help quickstart demo test test-all test-gpu check lint experiments format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,6 +55,9 @@ lint: $(VENV)/.installed-dev
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m gpu
+
+experiments: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/experiments.py --parallel $(PARALLEL)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix-only .
