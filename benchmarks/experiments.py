@@ -5,10 +5,10 @@
     python benchmarks/experiments.py --only domain-mix language-84-english
 
 Data are built, stage 1 is trained, every sweep that has a pack in configs/experiments/results is
-run for the arms and seeds that the pack holds, in an order in which each finds the model that it
-starts from, and packed into OUT/packs; routing is measured again where the pack has it. In the end
-OUT/results.md is the page with tables and pictures of these runs. Words between them are of the
-runs that are committed. Steps that are done are not done again.
+run for the arms that the pack holds, in an order in which each finds the model that it starts
+from, and packed into OUT/packs; routing is measured again where the pack has it. In the end
+OUT/results.md and OUT/results-development.md are the pages with tables and pictures of these runs;
+words between them are of the runs that are committed. Steps that are done are not done again.
 """
 
 from __future__ import annotations
@@ -63,8 +63,18 @@ SWEEPS = (
     "language-ten-kinds-dev",
     "language-84-english-dev",
     "language-84-english",
+    "language-84-english-short",
 )
 """In the order of the page's story; domain-oracle-dev starts from a run of domain-mix-dev."""
+COPIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "domain-methods-dev": ("domain-steps-dev", ("lora-5e-4", "shared-5e-4", "published-5e-4")),
+    "domain-regimes-dev": ("domain-steps-dev", ("lora-5e-4",)),
+    "language-84-english-short": ("language-84-english", ("first",)),
+}
+"""Sweep -> another, and the arms that both have: trained once."""
+PAGES = ("results.md", "results-development.md")
+BY_HAND = "images/results/tokens.png"
+"""Cut from a page of `routing_report.py`: the new pages show the old one."""
 START = re.compile(r"start_from: runs/([\w.-]+)/model")
 OTHER = re.compile(r"start_from: runs/sweeps/([\w.-]+)/")
 DATA = re.compile(r"datasets/([\w.-]+)")
@@ -107,8 +117,9 @@ def text_of(name: str) -> str:
 
 
 def with_others(names: Sequence[str]) -> list[str]:
-    """And the sweeps whose runs they start from, in order."""
+    """And the sweeps whose runs they start from or share, in order."""
     others = {other for name in names for other in OTHER.findall(text_of(name))}
+    others |= {COPIES[name][0] for name in names if name in COPIES}
     return [name for name in SWEEPS if name in {*names, *others}]
 
 
@@ -145,9 +156,19 @@ def sweep(name: str, parallel: str, packs: Path) -> Iterator[Step]:
     """The runs that the committed pack holds, the same packed anew, their routing."""
     path = EXPERIMENTS / f"{name}-sweep.yaml"
     known = read_sweep(ROOT / path)
+    other, shared = COPIES.get(name, ("", ()))
+    for arm in shared:
+        one, made = (Path("runs/sweeps", sweep, "runs", arm) for sweep in (other, name))
+        part = made.with_suffix(".part")
+        copy = (
+            f"import os, shutil; shutil.copytree({str(one)!r}, {str(part)!r}, dirs_exist_ok=True)"
+        )
+        copy += f"; os.rename({str(part)!r}, {str(made)!r})"
+        yield Step(name, ("-c", copy), ROOT / made)
     for split, runs in packed(name).items():
         arms = {run.partition("/")[0] for run in runs}
-        hours = sum(run["done"]["minutes"] for run in runs.values()) / 60
+        own = [run for name, run in runs.items() if name.partition("/")[0] not in shared]
+        hours = sum(run["done"]["minutes"] for run in own) / 60
         words = ("-m", "llava_mole.cli", "sweep", str(path), "--split", split)
         only = ("--only", *(arm for arm in known.arms if arm in arms))
         chosen = () if arms == set(known.arms) or split == TEST else only
@@ -160,7 +181,7 @@ def route(known: Sweep, name: str, split: str, packs: Path) -> Iterator[Step]:
     for path in sorted((ROOT / PACKS / name / f"routing-{split}").glob("*.json")):
         arm, _, seed = path.stem.rpartition("-seed-")
         model = Path("runs/sweeps", name, "runs", arm, f"seed-{seed}", "model")
-        made = packs / name / f"routing-{split}" / path.name
+        made = ROOT / packs / name / f"routing-{split}" / path.name
         data = [f"{one}=datasets/{one}/eval_{split}.tsv" for one in known.evaluate.domains]
         words = ("benchmarks/routing_report.py", "--model", str(model), "--items", "10")
         page = ("--summary", str(made), "--out", f"runs/routing/{name}/{arm}-seed-{seed}")
@@ -173,7 +194,8 @@ def steps(names: Sequence[str], parallel: str, out: Path) -> list[Step]:
     for name in names:
         found += sweep(name, parallel, out / "packs")
     if list(names) == list(SWEEPS):
-        page = ("--page", str(out / "results.md"), "--pictures", str(out / "images/results"))
+        pages = [str(out / name) for name in PAGES]
+        page = ("--pages", *pages, "--pictures", str(out / "images/results"))
         packs = ("--packs", str(out / "packs"))
         found.append(Step("page", ("benchmarks/results.py", *packs, *page)))
     return found
@@ -202,8 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         show(found)
         return 0
-    (ROOT / args.out / "images").mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "docs/results.md", ROOT / args.out / "results.md")
+    (ROOT / args.out / BY_HAND).parent.mkdir(parents=True, exist_ok=True)
+    for name in (*PAGES, BY_HAND):
+        shutil.copy(ROOT / "docs" / name, ROOT / args.out / name)
     for number, step in enumerate(found, start=1):
         if step.done:
             continue

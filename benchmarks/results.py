@@ -1,21 +1,23 @@
-"""docs/results.md: its tables and pictures, worked out from what the experiments' runs answered.
+"""docs/results.md and docs/results-development.md: their tables and pictures, from the packs.
 
     python benchmarks/results.py                # from configs/experiments/results
     python benchmarks/results.py --check        # say what differs, write nothing
 
-A pack (`llava-mole sweep FILE --pack DIR`) holds who was right about which question. For each
-sweep configs/experiments/NAME-sweep.yaml with a pack in configs/experiments/results/NAME, and each
-split that is packed, the page's blocks
+What the experiments' runs answered is packed: a pack (`llava-mole sweep FILE --pack DIR`) holds who
+was right about which question. For each sweep configs/experiments/NAME-sweep.yaml with a pack in
+configs/experiments/results/NAME, and each split that is packed, the pages' blocks
 
     <!-- NAME SPLIT claims -->  …  <!-- end -->
 
-are written anew, `claims` being one of claims, differences (claims of one seed), arms, domains,
-languages, kinds, costs, notes and routing; words outside of them are left alone. Pictures that the
-page shows, NAME-SPLIT-PART.png in docs/images/results with claims, domains, languages,
-routing-domain, routing-language, use or gates as PART, are drawn anew. Routing is what
-`benchmarks/routing_report.py --summary` left in configs/experiments/results/NAME/routing-SPLIT.
-After new runs: `llava-mole sweep configs/experiments/NAME-sweep.yaml --split SPLIT --pack
-configs/experiments/results/NAME`, then this.
+are written anew, `claims` being one of claims, margins (claims with `no_worse`, by domain),
+differences (claims of one seed), arms, domains, languages, kinds, costs, notes and routing; words
+outside of them are left alone. `<!-- every dev regimes -->` is a map over experiments. Pictures
+that a page shows, NAME-SPLIT-PART.png in docs/images/results with claims, domains, languages,
+routing-domain, routing-language, use, cells-words, cells-answer or gates as PART, are drawn anew.
+Routing is what `benchmarks/routing_report.py --summary` left in
+configs/experiments/results/NAME/routing-SPLIT. After new runs: `llava-mole sweep
+configs/experiments/NAME-sweep.yaml --split SPLIT --pack configs/experiments/results/NAME`, then
+this.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ sys.path.insert(0, str(ROOT))  # run from a clone, installed or not
 from llava_mole.evaluation.results import cell, points  # noqa: E402
 from llava_mole.evaluation.routing_summary import (  # noqa: E402
     Summaries,
+    draw_cells,
     draw_gates,
     draw_information,
     draw_use,
@@ -43,7 +46,12 @@ from llava_mole.evaluation.routing_summary import (  # noqa: E402
 from llava_mole.sweeping import SPLITS  # noqa: E402
 from llava_mole.sweeping.figures import draw_claims, draw_marks  # noqa: E402
 from llava_mole.sweeping.packing import read_pack  # noqa: E402
-from llava_mole.sweeping.report import SweepReport, claims_table, make_report  # noqa: E402
+from llava_mole.sweeping.report import (  # noqa: E402
+    SweepReport,
+    claims_table,
+    from_to,
+    make_report,
+)
 from llava_mole.sweeping.sweep_file import Sweep, read_sweep  # noqa: E402
 from llava_mole.sweeping.tables import (  # noqa: E402
     DOMAIN,
@@ -56,8 +64,27 @@ from llava_mole.sweeping.tables import (  # noqa: E402
 
 EXPERIMENTS = ROOT / "configs/experiments"
 PACKS = EXPERIMENTS / "results"
-PAGE = ROOT / "docs/results.md"
+PAGES = (ROOT / "docs/results.md", ROOT / "docs/results-development.md")
 PICTURES = ROOT / "docs/images/results"
+EVERY = "every"
+REGIMES: tuple[tuple[str, str, str, str, str], ...] = (
+    ("rank 16, steps of six pictures", "domain-mix-dev", "dev", "alone_above_the_mix", "experts"),
+    ("rank 2, the same", "domain-low-rank-dev", "dev", "alone_above_the_mix", "experts"),
+    ("rank 2, contradictory styles", "domain-styles-dev", "dev", "alone_above_the_mix", "experts"),
+    ("the same, twice the rate for the mix", "domain-styles-dev", "dev", "",
+     "experts_at_twice_the_rate"),
+    ("the same, four times the rate for the mix", "domain-styles-dev", "dev",
+     "at_four_times_the_rate", ""),
+    ("the same, steps of one picture", "domain-styles-dev", "dev", "in_small_steps",
+     "experts_in_small_steps"),
+    ("rank 16, steps of one picture", "domain-steps-dev", "dev", "alone_above_the_mix", "experts"),
+    ("the same, half as long", "domain-regimes-dev", "dev", "half_as_long", ""),
+    ("the same, twice as long", "domain-regimes-dev", "dev", "twice_as_long", ""),
+    ("rank 16, steps of one picture, test, five seeds", "domain-mix", "test", "mixing_hurts",
+     "experts_help"),
+)  # fmt: skip
+"""What is different, experiment, split, the claim that domains alone are above the mix, and the
+claim that experts are above plain LoRA."""
 BLOCK = re.compile(r"(<!-- (\S+) (dev|test) (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -92,19 +119,53 @@ class Known:
             lines.append(f"| {cell(name)} | {cell(about)} | {trained} | {steps} |")
         return "\n".join(lines) + "\n"
 
+    def margins(self) -> str:
+        """Claims with `no_worse`, by domain."""
+        own = [one for one in self.report.verdicts if self.sweep.claims[one.claim].no_worse]
+        shown = [one for one in own if one.domains]
+        names = list(dict.fromkeys(name for one in shown for name in one.domains or ()))
+        lines = [f"| | {' | '.join(map(cell, names))} |", "|---|" + "---|" * len(names)]
+        for one in shown:
+            found = one.domains or {}
+            cells = [difference(*found[name]) if name in found else "–" for name in names]
+            lines.append(f"| {cell(one.about or one.claim)} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+    def verdict(self, claim: str) -> str:
+        for one in self.report.verdicts:
+            if one.claim == claim and one.mean is not None and one.low is not None:
+                return difference(one.mean, one.low, one.high or 0.0)
+        return "–"
+
     def differences(self) -> str:
         """Claims without verdicts, for what one seed says."""
         lines = ["| | difference | 95 % over pictures |", "|---|---:|---|"]
         for one in self.report.verdicts:
             if one.mean is not None and one.low is not None and one.high is not None:
-                low, high = points(one.low, "+"), points(one.high, "+")
-                lines.append(f"| {cell(one.about)} | {points(one.mean, '+')} | {low} to {high} |")
+                mean, interval = points(one.mean, "+"), from_to(one.low, one.high)
+                lines.append(f"| {cell(one.about)} | {mean} | {interval} |")
         return "\n".join(lines) + "\n"
+
+
+def difference(mean: float, low: float, high: float) -> str:
+    return f"{points(mean, '+')} ({from_to(low, high)})"
+
+
+def regimes(known: dict[tuple[str, str], Known]) -> str:
+    """Where domains alone are above the mix, and what experts add there."""
+    lines = ["| regime | alone above the mix | experts above plain LoRA |", "|---|---:|---:|"]
+    for about, name, split, alone, experts in REGIMES:
+        own = known.get((name, split))
+        if own is None:
+            raise SystemExit(f"regimes: no pack of {name}, {split}")
+        lines.append(f"| {about} | {own.verdict(alone)} | {own.verdict(experts)} |")
+    return "\n".join(lines) + "\n"
 
 
 PARTS: dict[str, Callable[[Known], str]] = {
     "claims": lambda known: claims_table(known.report.verdicts),
     "differences": lambda known: known.differences(),
+    "margins": lambda known: known.margins(),
     "arms": lambda known: known.arms(),
     "domains": lambda known: marks_table(known.marks(), DOMAIN),
     "languages": lambda known: marks_table(known.marks(), LANGUAGE),
@@ -120,6 +181,8 @@ SHOWN: dict[str, Callable[[Known, Path], None]] = {
     "routing-domain": lambda known, path: draw_information(known.routing, path, "domain"),
     "routing-language": lambda known, path: draw_information(known.routing, path, "language"),
     "use": lambda known, path: draw_use(known.routing, path, "picture", "domain"),
+    "cells-words": lambda known, path: draw_cells(known.routing, path, "words"),
+    "cells-answer": lambda known, path: draw_cells(known.routing, path, "answer"),
     "gates": lambda known, path: draw_gates(known.routing, path),
 }
 
@@ -155,7 +218,7 @@ def check_runs(folder: Path, routing: Summaries, report: SweepReport) -> None:
 
 
 def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
-    """The page with its blocks written anew.
+    """A page with its blocks written anew.
 
     Raises:
         SystemExit: a block names no pack, or no part of a report; a comment is no block.
@@ -163,6 +226,8 @@ def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, name, split, part, _, end = match.groups()
+        if (name, part) == (EVERY, "regimes"):
+            return f"{start}{regimes(known).rstrip()}\n{end}"
         one = known.get((name, split))
         if one is None or part not in PARTS:
             shown = ", ".join(f"{one} {other}" for one, other in known)
@@ -199,24 +264,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--packs", type=Path, default=PACKS, help="folder of packs")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES)
     parser.add_argument("--pictures", type=Path, default=PICTURES)
-    parser.add_argument("--check", action="store_true", help="1 if the page is not up to date")
+    parser.add_argument("--check", action="store_true", help="1 if a page is not up to date")
     args = parser.parse_args(argv)
     known = reports(args.packs)
-    before = args.page.read_text("utf-8")
-    after = filled(before, known)
+    before = {page: page.read_text("utf-8") for page in args.pages}
+    after = {page: filled(text, known) for page, text in before.items()}
     if args.check:
-        old, new = (BLOCK.findall(text) for text in (before, after))
-        stale = [one[0].strip() for one, other in zip(old, new, strict=True) if one != other]
-        shown = [path for path, _, _ in pictures(known, args.pictures, after)]
-        stale += [f"{path} is not there" for path in shown if not path.is_file()]
+        stale = []
+        for page, text in after.items():
+            old, new = (BLOCK.findall(one) for one in (before[page], text))
+            stale += [f"{page}, {one[0].strip()}"
+                      for one, other in zip(old, new, strict=True) if one != other]  # fmt: skip
+            shown = [path for path, _, _ in pictures(known, args.pictures, text)]
+            stale += [f"{page}, {path}: not there" for path in shown if not path.is_file()]
         for one in stale:
-            print(f"{args.page}, {one}: not what the packs say; python benchmarks/results.py")
+            print(f"{one}: not what the packs say; python benchmarks/results.py")
         return int(bool(stale))
-    args.page.write_text(after, "utf-8")
-    draw(known, args.pictures, after)
-    print(f"{args.page}: {len(BLOCK.findall(after))} blocks from {len(known)} packs")
+    for page, text in after.items():
+        page.write_text(text, "utf-8")
+        draw(known, args.pictures, text)
+        print(f"{page}: {len(BLOCK.findall(text))} blocks from {len(known)} packs")
     return 0
 
 

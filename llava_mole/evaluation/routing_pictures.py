@@ -19,6 +19,8 @@ NUMBERED = 120
 """Cells of a panel up to which each holds its number."""
 TICKS = 40
 """About the most names along an axis."""
+PANELS = 8
+"""Of experts by domain and language."""
 NUMBER = re.compile(r"\d+")
 
 
@@ -78,6 +80,60 @@ def heat_maps(
     axes[0].set_ylabel("layer")
     figure.colorbar(image, ax=list(axes), shrink=0.8, label="share of the gates")
     figure.suptitle(title)
+    save(figure, path)
+
+
+def cell_maps(
+    means: Mapping[tuple[str, str], Tensor],
+    experts: Sequence[int],
+    routers: Sequence[str],
+    path: Path,
+    title: str,
+) -> None:
+    """A panel for each expert, of many the first `PANELS`: routers from the first layer down,
+    languages across, domain by domain.
+
+    Args:
+        means: (domain, language) -> (L, E) shares; what was not asked stays empty.
+        experts: (L,) of each router.
+        path: where the PNG goes.
+    """
+    names = router_names(routers)
+    domains = list(dict.fromkeys(domain for domain, _ in means))
+    languages = list(dict.fromkeys(language for _, language in means))
+    across = [(domain, language) for domain in domains for language in languages]
+    panels = min(max(experts), PANELS)
+    table = np.ma.masked_all((panels, len(names), len(across)))
+    for place, cell in enumerate(across):
+        if cell in means:
+            table[:, :, place] = means[cell].numpy().T[:panels]
+    beyond = np.arange(panels)[:, None] >= np.asarray(experts)[None, :]
+    table = np.ma.masked_where(np.broadcast_to(beyond[:, :, None], table.shape), table)
+    columns = min(panels, 2)
+    lines = -(-panels // columns)
+    width = 0.9 + max(2.4, 0.2 * len(across))
+    height = 1.3 + max(1.6, min(0.16 * len(names), 14))
+    figure = Figure(figsize=(width * columns + 1.2, height * lines), layout="constrained")
+    axes: Any = figure.subplots(lines, columns, squeeze=False, sharey=True).reshape(-1)
+    image: Any = None
+    for expert in range(panels):
+        axis = axes[expert]
+        image = axis.imshow(table[expert], vmin=0, vmax=table.max(), cmap="viridis", aspect="auto")
+        axis.set_title(f"expert {expert + 1}", fontsize="medium", pad=16)
+        axis.set_yticks(*ticks(names, TICKS), fontsize=7)
+        labels = [language or "(none)" for _, language in across]
+        axis.set_xticks(range(len(across)), labels, fontsize=6, rotation=90)
+        for number, domain in enumerate(domains):
+            axis.text((number + 0.5) * len(languages) - 0.5, -0.6, domain or "(none)",
+                      fontsize=7, ha="center", va="bottom")  # fmt: skip
+            if number:
+                axis.axvline(number * len(languages) - 0.5, color="white", linewidth=1.5)
+    for axis in axes[panels:]:
+        axis.set_axis_off()
+    axes[0].set_ylabel("layer")
+    figure.colorbar(image, ax=list(axes), shrink=0.8, label="share of the gates")
+    more = f", experts 1 to {panels} of {max(experts)}" if panels < max(experts) else ""
+    figure.suptitle(title + more)
     save(figure, path)
 
 

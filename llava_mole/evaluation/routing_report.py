@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from llava_mole.evaluation.routing import LABELS, PARTS, Routing, cells, shuffled_within
 from llava_mole.evaluation.routing_pictures import (
+    cell_maps,
     gate_plot,
     heat_maps,
     information_plot,
@@ -144,6 +145,12 @@ def write_report(
                 name = f"use-{by}-{part}.png"
                 heat_maps(means, routing.experts, routing.routers, out / name, f"tokens: {part}")
                 body.append(picture(name))
+        body.append("<h2>Use of experts by domain and language</h2>")
+        for part in found["use"]:
+            cell = {(key[0], key[1]): mean for key, mean in routing.means(part, *LABELS).items()}
+            name = f"use-cells-{part}.png"
+            cell_maps(cell, routing.experts, routing.routers, out / name, f"tokens: {part}")
+            body.append(picture(name))
     if routing.gates is not None:
         body.append("<h2>Parrot's gate</h2>")
         for by in LABELS:

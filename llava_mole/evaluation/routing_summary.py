@@ -19,7 +19,14 @@ from matplotlib.figure import Figure
 
 from llava_mole.errors import DataError
 from llava_mole.evaluation.routing import LABELS, PARTS
-from llava_mole.evaluation.routing_pictures import COLOURS, heat_maps, router_names, save, ticks
+from llava_mole.evaluation.routing_pictures import (
+    COLOURS,
+    cell_maps,
+    heat_maps,
+    router_names,
+    save,
+    ticks,
+)
 from llava_mole.folders import writing_file
 
 NAME = re.compile(r"(?P<arm>.+)-seed-(?P<seed>\d+)\.json")
@@ -53,7 +60,7 @@ class Told:
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What `routing_report.write_report` found, without probes and means over cells.
+    """What `routing_report.write_report` found, without probes.
 
     Args:
         found: what routing.json holds.
@@ -79,6 +86,15 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         }
         for part, uses in found["use"].items()
         if len(set(found["experts"])) == 1
+    }
+    kept["use_of_cells"] = {
+        part: [
+            {by: one[by] for by in LABELS} | {"share": np.round(one["share"], 3).tolist()}
+            for one in found["use"][part]
+            if None not in [one[by] for by in LABELS]
+        ]
+        for part in kept["use"]
+        if part in SHOWN
     }
     if "gate" in found:
         kept["gate"] = found["gate"]
@@ -270,3 +286,17 @@ def draw_use(summaries: Summaries, path: Path, part: str, by: str) -> None:
             heat_maps(means, one["experts"], one["routers"], path, title)
             return
     raise DataError(f"{path.name}: no arm has experts to draw")
+
+
+def draw_cells(summaries: Summaries, path: Path, part: str) -> None:
+    """Which experts a part's tokens use, by layer, domain and language: of the first arm that has
+    them, its first seed."""
+    for arm, seeds in summaries.items():
+        seed, one = next(iter(seeds.items()))
+        if cells := one.get("use_of_cells", {}).get(part):
+            means = {(cell["domain"], cell["language"]): torch.tensor(cell["share"])
+                     for cell in cells}  # fmt: skip
+            title = f"{arm}, seed {seed}, tokens: {part}"
+            cell_maps(means, one["experts"], one["routers"], path, title)
+            return
+    raise DataError(f"{path.name}: no arm has experts by domain and language to draw")

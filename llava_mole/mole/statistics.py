@@ -3,7 +3,7 @@
 Two ways of counting. *Chosen*: an expert that is on counts 1 / k, however strong its gate; that is
 what balance losses look at. *Shares*: an expert counts by its gate's part of the token's gates, so
 that dense softmax, top-k and SMoRA's units are seen as they act; without gates it is the same.
-What experts know of domains or languages: `information.py`.
+What experts know of domains or languages: `mutual_information`, of information.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from llava_mole.errors import ConfigError
 from llava_mole.mole.adapters import adapter_of, mole_context
 from llava_mole.mole.context import Record, RouteContext
+from llava_mole.mole.information import Information as Information
+from llava_mole.mole.information import mutual_information as mutual_information
 from llava_mole.mole.losses import sums_by_sample
 from llava_mole.mole.route import PairedRoute
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ COLOURS = {
     EXPLORATORY: "tab:blue",
 }
 
+WIDE = 60
+"""Characters of a claim in a line."""
+
 
 def pyplot() -> Any:
     import matplotlib
@@ -43,26 +47,33 @@ def save(figure: Any, path: Path) -> None:
 
 
 def draw_claims(verdicts: Sequence[Verdict], path: Path) -> None:
-    """A line a claim, its domains smaller below it, points on the axis. Names are drawn as they
-    are: `$` starts no formula."""
+    """A line a claim, its domains smaller below it where it is no exploratory one, points on the
+    axis. Two claims about one difference share its domains. Names are drawn as they are: `$` starts
+    no formula."""
     rows: list[tuple[str, float, float, float, str, bool]] = []
+    drawn = []
     for one in verdicts:
         if one.mean is None or one.low is None or one.high is None:
             continue
         colour = COLOURS[one.verdict]
-        rows.append((f"{one.claim}: {one.verdict}", one.mean, one.low, one.high, colour, True))
+        label = "\n".join(wrap(f"{one.about or one.claim}: {one.verdict}", WIDE))
+        rows.append((label, one.mean, one.low, one.high, colour, True))
         domains = one.domains or {}
-        if len(domains) > 1:
+        if len(domains) > 1 and one.verdict != EXPLORATORY and domains not in drawn:
             rows += [(name, *three, colour, False) for name, three in domains.items()]
+            drawn.append(domains)
     if not rows:
         return
-    figure, axes = pyplot().subplots(figsize=(8, 1.2 + 0.28 * len(rows)), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(9, 1.2 + 0.28 * len(rows)), layout="constrained")
     for place, (_, mean, low, high, colour, whole) in enumerate(reversed(rows)):
         width, size = (2.5, 7) if whole else (1, 4)
         axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=width)
         axes.plot(100 * mean, place, "o", color=colour, markersize=size)
     axes.axvline(0, color="black", linewidth=0.8)
-    labels = [printable(row[0]) if row[5] else f"   {printable(row[0])}" for row in reversed(rows)]
+    labels = [
+        "\n".join(map(printable, row[0].split("\n"))) if row[5] else f"   {printable(row[0])}"
+        for row in reversed(rows)
+    ]
     axes.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
     axes.set_xlabel("first less second, points (95 % interval over seeds and pictures)")
     save(figure, path)

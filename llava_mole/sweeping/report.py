@@ -140,9 +140,7 @@ def claim_line(one: Verdict) -> str:
     """A claim in one line: verdict, difference, interval, p, what it rests on."""
     text = f"{one.claim}: {one.verdict}"
     if one.mean is not None and one.low is not None and one.high is not None:
-        text += (
-            f": {points(one.mean, '+')} points ({points(one.low, '+')} to {points(one.high, '+')})"
-        )
+        text += f": {points(one.mean, '+')} points ({from_to(one.low, one.high)})"
     if one.p is not None:
         text += f", p {in_words(one.p)}"
     if one.p_holm is not None:
@@ -159,19 +157,25 @@ def in_words(p: float | None) -> str:
 def claims_table(verdicts: Sequence[Verdict]) -> str:
     """Markdown: a line a claim."""
     lines = [
-        "| claim | difference | 95 % | p | corrected | verdict |",
-        "|---|---:|---|---:|---:|---|",
+        "| claim | difference | 95 % | bootstrap | p | corrected | verdict |",
+        "|---|---:|---|---|---:|---:|---|",
     ]
     for one in verdicts:
-        difference = interval = "–"
+        difference = interval = drawn = "–"
         if one.mean is not None and one.low is not None and one.high is not None:
             difference = points(one.mean, "+")
-            interval = f"{points(one.low, '+')} to {points(one.high, '+')}"
+            interval = from_to(one.low, one.high)
+        if one.bootstrap is not None:
+            drawn = from_to(*one.bootstrap)
         verdict = one.verdict + (f": {one.reason}" if one.reason else "")
-        values = (one.about or one.claim, difference, interval, in_words(one.p),
+        values = (one.about or one.claim, difference, interval, drawn, in_words(one.p),
                   in_words(one.p_holm), verdict)  # fmt: skip
         lines.append(f"| {' | '.join(map(cell, values))} |")
     return "\n".join(lines) + "\n"
+
+
+def from_to(low: float, high: float) -> str:
+    return f"{points(low, '+')} to {points(high, '+')}"
 
 
 def to_markdown(sweep: Sweep, report: SweepReport) -> str:

@@ -262,6 +262,7 @@ def test_every_model_gets_a_page_that_says_what_it_lacks(
     for file in tmp_path.glob("*.png"):
         assert f'src="{file.name}"' in page
     assert bool(figures["use"]) == bool(found.routers) == (tmp_path / "use-domain-all.png").exists()
+    assert bool(found.routers) == (tmp_path / "use-cells-words.png").exists()
     assert (found.gates is not None) == (tmp_path / "gate-language.png").exists()
     if name == "control":
         assert figures["gate"]["information_language"]["corrected"] == pytest.approx(0, abs=1e-6)

@@ -17,6 +17,7 @@ from llava_mole.evaluation.probes import Probe
 from llava_mole.evaluation.routing import PARTS, look
 from llava_mole.evaluation.routing_report import figures
 from llava_mole.evaluation.routing_summary import (
+    draw_cells,
     draw_gates,
     draw_information,
     draw_use,
@@ -124,6 +125,8 @@ def test_they_can_be_drawn(folder: Path, tmp_path: Path) -> None:
     draw_information({"both": read["both"]}, tmp_path / "one.png", "domain")
     draw_gates(read, tmp_path / "gates.png")
     draw_use(read, tmp_path / "use.png", "picture", "domain")
+    for part in ("picture", "words", "answer"):
+        draw_cells(read, tmp_path / f"cells-{part}.png", part)
     sizes = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
     assert sizes["domain.png"] > sizes["one.png"] > 1000
     assert min(sizes.values()) > 1000
@@ -132,6 +135,8 @@ def test_they_can_be_drawn(folder: Path, tmp_path: Path) -> None:
         draw_information(gate, tmp_path / "none.png", "domain")
     with pytest.raises(DataError, match="no arm has experts"):
         draw_use(gate, tmp_path / "none.png", "picture", "domain")
+    with pytest.raises(DataError, match="no arm has experts by domain and language"):
+        draw_cells(gate, tmp_path / "none.png", "words")
     with pytest.raises(DataError, match="no arm has Parrot's gate"):
         draw_gates(experts, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,20 @@ def test_commands_are_the_tools_own(script: Any) -> None:
         if step.words[0] == "-m":
             command, *rest = step.words[2:]
             build_parser(command).parse_known_args([command, *rest])
-        else:
+        elif step.words[0] != "-c":
             assert (ROOT / step.words[0]).is_file()
+
+
+def test_a_run_that_two_sweeps_share_is_copied_whole(script: Any, tmp_path: Path) -> None:
+    found = script.steps(["domain-steps-dev", "domain-regimes-dev"], "2", Path("out"))
+    (copy,) = [step for step in found if step.words[0] == "-c"]
+    (tmp_path / "runs/sweeps/domain-steps-dev/runs/lora-5e-4/seed-100").mkdir(parents=True)
+    half = tmp_path / "runs/sweeps/domain-regimes-dev/runs/lora-5e-4.part"
+    half.mkdir(parents=True)  # an earlier copy that was stopped
+    subprocess.run([sys.executable, *copy.words], cwd=tmp_path, check=True)
+    assert (half.with_suffix("") / "seed-100").is_dir()
+    assert not half.exists()
+    assert copy.made == ROOT / half.with_suffix("").relative_to(tmp_path)
 
 
 def test_a_sweep_brings_what_it_starts_from(

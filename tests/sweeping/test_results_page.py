@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def words(written: Any, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "mine-sweep.yaml").write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
     monkeypatch.setattr(script, "EXPERIMENTS", tmp_path)
     (tmp_path / "page.md").write_text(PAGE, "utf-8")
-    return ["--packs", str(tmp_path / "packs"), "--page", str(tmp_path / "page.md"),
+    return ["--packs", str(tmp_path / "packs"), "--pages", str(tmp_path / "page.md"),
             "--pictures", str(tmp_path / "pictures")]  # fmt: skip
 
 
@@ -94,6 +95,33 @@ def test_arms_are_told_apart_by_what_they_are(
     assert row.startswith("| b is better | +")
 
 
+def test_regimes_are_claims_of_several_experiments(
+    script: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.md").write_text("<!-- every dev regimes -->\n<!-- end -->\n", "utf-8")
+    monkeypatch.setattr(script, "REGIMES", (("plain", "mine", "dev", "it", "none such"),))
+    assert script.main(words) == 0
+    [row] = (tmp_path / "page.md").read_text("utf-8").splitlines()[3:-1]
+    assert re.fullmatch(r"\| plain \| \+\S+ \(\S+ to \S+\) \| – \|", row)
+    monkeypatch.setattr(script, "REGIMES", (("plain", "other", "dev", "it", "it"),))
+    with pytest.raises(SystemExit, match="no pack of other, dev"):
+        script.main(words)
+
+
+def test_margins_are_shown_by_domain(script: Any, words: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "mine-sweep.yaml"
+    values = yaml.safe_load(file.read_text("utf-8"))
+    values["claims"]["kept"] = {**values["claims"]["it"], "about": "kept", "no_worse": 0.05}
+    file.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+    (tmp_path / "page.md").write_text("<!-- mine dev margins -->\n<!-- end -->\n", "utf-8")
+    assert script.main(words) == 0
+    head, _, row = (tmp_path / "page.md").read_text("utf-8").splitlines()[1:-1]
+    domains = list(values["evaluate"]["domains"])
+    assert head.strip("| ").split(" | ") == domains
+    assert len(re.findall(r"\+\S+ \(\S+ to \S+\)", row)) == len(domains)
+    assert row.startswith("| kept |")
+
+
 @pytest.fixture
 def routed(tmp_path: Path, words: list[str]) -> Path:
     """Routing of one of the packed runs, and a page that shows it."""
@@ -121,7 +149,7 @@ def test_routing_stands_beside_the_answers_of_its_run(
     (tmp_path / "pictures" / "mine-dev-routing-domain.png").unlink()
     capsys.readouterr()
     assert script.main([*words, "--check"]) == 1
-    assert "mine-dev-routing-domain.png is not there" in capsys.readouterr().out
+    assert "mine-dev-routing-domain.png: not there" in capsys.readouterr().out
     other = json.loads(routed.read_text("utf-8")) | {"run": "another"}
     routed.write_text(json.dumps(other), "utf-8")
     with pytest.raises(SystemExit, match=r"b-seed-0\.json: not of the run that is packed"):
