@@ -78,8 +78,6 @@ REGIMES: tuple[tuple[str, str, str, str, str], ...] = (
     ("the same, steps of one picture", "domain-styles-dev", "dev", "in_small_steps",
      "experts_in_small_steps"),
     ("rank 16, steps of one picture", "domain-steps-dev", "dev", "alone_above_the_mix", "experts"),
-    ("the same, half as long", "domain-regimes-dev", "dev", "half_as_long", ""),
-    ("the same, twice as long", "domain-regimes-dev", "dev", "twice_as_long", ""),
     ("rank 16, steps of one picture, test, five seeds", "domain-mix", "test", "mixing_hurts",
      "experts_help"),
 )  # fmt: skip
@@ -112,7 +110,7 @@ class Known:
             trained = f"{costs[own[0]].trained_parameters:,}"
             steps = f"{costs[own[0]].steps:,}"
             if name in self.sweep.composed:
-                about = f"each domain by a model of its own, the first: {about}"
+                about = f"a model a domain; {next(iter(self.sweep.composed[name]))}: {about}"
                 trained = f"{len(own)} × {trained}"
                 parts = self.sweep.composed[name].items()
                 steps = ", ".join(f"{domain} {costs[arm].steps:,}" for domain, arm in parts)

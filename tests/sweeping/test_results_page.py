@@ -72,6 +72,8 @@ def test_blocks_are_filled_and_words_stay(script: Any, words: list[str], tmp_pat
     ):
         assert text in page
     assert "what stood here before" not in page
+    interval = r"[+-]\d+\.\d to [+-]\d+\.\d"
+    assert re.search(rf"\| b is better \| \+\S+ \| {interval} \| {interval} \| ", page)
     assert script.main([*words, "--check"]) == 0
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["mine-dev-claims.png"]
 
