@@ -32,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from a clone, installed or not
 
+from llava_mole.errors import CheckpointError, ConfigError, DataError  # noqa: E402
 from llava_mole.evaluation.results import cell, points  # noqa: E402
 from llava_mole.evaluation.routing_summary import (  # noqa: E402
     Summaries,
@@ -43,6 +44,7 @@ from llava_mole.evaluation.routing_summary import (  # noqa: E402
     read_summaries,
     told,
 )
+from llava_mole.folders import writing_file  # noqa: E402
 from llava_mole.sweeping import SPLITS  # noqa: E402
 from llava_mole.sweeping.figures import draw_claims, draw_marks  # noqa: E402
 from llava_mole.sweeping.packing import read_pack  # noqa: E402
@@ -105,7 +107,7 @@ class Known:
         costs = {cost.arm: cost for cost in self.report.costs}
         for name in dict.fromkeys(mark.arm for mark in self.marks()):
             own = list(self.sweep.composed.get(name, {"": name}).values())
-            first = self.sweep.arms[own[0]]
+            first = self.sweep.arm(own[0])
             about = "; ".join(text for text in (first.about, first.other_data) if text)
             trained = f"{costs[own[0]].trained_parameters:,}"
             steps = f"{costs[own[0]].steps:,}"
@@ -188,7 +190,7 @@ SHOWN: dict[str, Callable[[Known, Path], None]] = {
 def reports(packs: Path) -> dict[tuple[str, str], Known]:
     """(experiment, split) -> its report and routing, of every pack there is."""
     found = {}
-    for folder in sorted(packs.iterdir()):
+    for folder in sorted(path for path in packs.glob("*") if path.is_dir()):
         sweep = read_sweep(EXPERIMENTS / f"{folder.name}-sweep.yaml")
         for split in SPLITS:
             if (folder / f"{split}.json").is_file():
@@ -208,7 +210,7 @@ def check_runs(folder: Path, routing: Summaries, report: SweepReport) -> None:
     runs = {(cost.arm, cost.seed): cost.digest for cost in report.costs}
     for arm, seeds in routing.items():
         for seed, one in seeds.items():
-            if one["run"] is None or one["run"] != runs.get((arm, seed)):
+            if one.get("run") is None or one["run"] != runs.get((arm, seed)):
                 raise SystemExit(
                     f"{folder}/{arm}-seed-{seed}.json: not of the run that is packed; make both "
                     "anew from one run: llava-mole sweep … --pack, routing_report.py --summary"
@@ -242,7 +244,10 @@ def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
 def draw(known: dict[tuple[str, str], Known], folder: Path, page: str) -> None:
     """Those that the page shows."""
     for path, one, part in pictures(known, folder, page):
-        SHOWN[part](one, path)
+        try:
+            SHOWN[part](one, path)
+        except DataError as error:
+            raise SystemExit(str(error)) from error
 
 
 def pictures(
@@ -266,7 +271,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, default=PICTURES)
     parser.add_argument("--check", action="store_true", help="1 if a page is not up to date")
     args = parser.parse_args(argv)
-    known = reports(args.packs)
+    try:
+        known = reports(args.packs)
+    except (ConfigError, DataError, CheckpointError) as error:
+        raise SystemExit(str(error)) from error
+    if not known:
+        raise SystemExit(f"{args.packs}: no pack; llava-mole sweep FILE --pack writes one")
+    if missing := [str(page) for page in args.pages if not page.is_file()]:
+        raise SystemExit(f"no such page: {', '.join(missing)}")
     before = {page: page.read_text("utf-8") for page in args.pages}
     after = {page: filled(text, known) for page, text in before.items()}
     if args.check:
@@ -281,8 +293,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{one}: not what the packs say; python benchmarks/results.py")
         return int(bool(stale))
     for page, text in after.items():
-        page.write_text(text, "utf-8")
         draw(known, args.pictures, text)
+        with writing_file(page) as file:
+            file.write(text)
         print(f"{page}: {len(BLOCK.findall(text))} blocks from {len(known)} packs")
     return 0
 

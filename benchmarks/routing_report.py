@@ -126,8 +126,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model_type(args.model) != LlavaMoleConfig.model_type
     ):
         raise CheckpointError(f"--model {args.model}: no model folder of this project")
+    least = {"items": 1, "examples": 0, "shuffles": 1, "rows": 1}
+    wrong = [f"--{key} {getattr(args, key)}: at least {low}" for key, low in least.items()
+             if getattr(args, key) < low]  # fmt: skip
+    wrong += [f"--data {one}: stands there twice" for one in sorted(set(args.data))
+              if args.data.count(one) > 1]  # fmt: skip
+    if wrong:
+        raise ConfigError("; ".join(wrong))
     if args.summary is not None:
         check_name(args.summary)
+    for folder in (args.out, *([] if args.summary is None else [args.summary.parent])):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{folder}: {error.strerror}; choose another place") from error
     probes = read(args.data, args.items)
     model = AutoModelForImageTextToText.from_pretrained(args.model).to(args.device)
     processor = AutoProcessor.from_pretrained(args.model)

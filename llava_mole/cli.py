@@ -318,6 +318,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, CheckpointError, TrainingError) as error:
         print(f"llava-mole {args.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # no room, no permission, a file where a folder should be
+        from llava_mole.folders import NO_ROOM
+
+        logging.getLogger(__name__).info("the system refused", exc_info=True)
+        if error.filename is None and error.errno not in NO_ROOM:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"llava-mole {args.command}: {where}{error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -16,6 +16,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +37,22 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_hash(path: Path) -> str:
+    """The same, read once in a process as long as the file's time and size stay."""
+    return _hash_of(path, stamp(path))
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written anew: its time in nanoseconds, its size."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: Path, _: tuple[int, int]) -> str:
+    return sha256_file(path)
 
 
 def build_folder(

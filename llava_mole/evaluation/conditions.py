@@ -23,6 +23,9 @@ from llava_mole.evaluation.items import Item
 
 CONDITIONS = ("trained", "unseen", "withheld", "swapped")
 
+NORMALIZATIONS = ("mean", "sum", "mean_without_end", "sum_without_end")
+"""What `scoring.choose` compares. The first is the default everywhere."""
+
 
 def item_key(item: Item) -> tuple[str, str]:
     """The same in all languages in which an item is asked: kind, and number or picture."""

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from llava_mole import heads, ranks, tree
 from llava_mole.errors import ConfigError, DataError
+from llava_mole.evaluation.conditions import NORMALIZATIONS as NORMALIZATIONS
 from llava_mole.modeling import LlavaMoleForConditionalGeneration
 from llava_mole.mole.inject import decoder_of
 from llava_mole.processing import IGNORE, LlavaMoleProcessor, Message, pad
@@ -34,9 +35,6 @@ Picture = Path | bytes | Image.Image
 
 Features = Callable[[Sequence[Any]], Tensor]
 """Pictures (paths or bytes) -> (N, 1 + P, D_v), e.g. `features.FeatureStore`."""
-
-NORMALIZATIONS = ("mean", "sum", "mean_without_end", "sum_without_end")
-"""What `choose` compares. The first is the default everywhere."""
 
 
 @dataclass(frozen=True)

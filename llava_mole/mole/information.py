@@ -79,8 +79,8 @@ def mutual_information(
         L of them.
 
     Raises:
-        ConfigError: numbers do not fit, there is no sample, or a unit has two labels or is in two
-            groups of `within`.
+        ConfigError: numbers do not fit or are not finite, there is no sample, or a unit has two
+            labels or is in two groups of `within`.
     """
     if not isinstance(shares, Tensor):
         raise ConfigError(
@@ -93,6 +93,8 @@ def mutual_information(
             f"shares of shape {tuple(shares.shape)} for {len(labels)} labels: expected (samples, "
             "routers, experts), a label for each sample, and at least one"
         )
+    if not torch.isfinite(shares).all():
+        raise ConfigError("shares hold nan or infinity: a router, or the pass itself, went wrong")
     if shuffles < 1:
         raise ConfigError(f"shuffles={shuffles}: at least 1 is needed for a control")
     codes = _codes(labels)

@@ -98,9 +98,12 @@ def shares_by_sample(
         shares = record.shares()
         counted = shares.new_ones(len(shares), 1)
         if where is not None:
-            if where.numel() != len(shares):
+            rows = context.segment_ids
+            shape = None if rows is None or rows.numel() != len(shares) else rows.shape
+            if where.numel() != len(shares) or shape not in (None, where.shape):
+                seen = f"{len(shares)}" if shape is None else " x ".join(map(str, shape))
                 raise ConfigError(
-                    f"where of shape {tuple(where.shape)} for the {len(shares)} tokens that router "
+                    f"where of shape {tuple(where.shape)} for the {seen} tokens that router "
                     f"{record.name!r} saw"
                 )
             counted = where.reshape(-1, 1).to(shares)

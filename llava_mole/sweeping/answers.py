@@ -22,13 +22,21 @@ from llava_mole.sweeping.run_folder import (
     ATTEMPTS,
     DONE,
     ORDER,
-    RUN,
     TRAINED,
+    about_run,
     read_json,
     read_lines,
-    split_folder,
 )
-from llava_mole.sweeping.scoring import SHOWN, TEST_SCORINGS, WITHHELD, scored, settings_of
+from llava_mole.sweeping.scoring import (
+    SHOWN,
+    TEST_SCORINGS,
+    WITHHELD,
+    as_written,
+    other_questions,
+    predictions_file,
+    scored,
+    settings_of,
+)
 from llava_mole.sweeping.sweep_file import Sweep
 
 Scores = NDArray[np.float64]
@@ -118,6 +126,18 @@ class Answers:
             return self.shown[arm, seed]
         return self.shown[arm, seed] - self.withheld[arm, seed]
 
+    def recipe_problem(self, arms: Sequence[str]) -> str | None:
+        """Why the runs of one of these arms can't be put together: they are of several recipes."""
+        for wanted in arms:
+            own = [key for key in self.runs if key[0] == wanted and key in self.recipes]
+            for key in own[1:]:
+                if apart := where_both_have(self.recipes[own[0]], self.recipes[key]):
+                    return (
+                        f"{run_name(*own[0])} and {run_name(*key)} are of other recipes, data or "
+                        f"starts: {'; '.join(apart[:3])}"
+                    )
+        return None
+
     def order_problem(self, arms: Sequence[str], seeds: Sequence[int]) -> str | None:
         """Why these arms can't be compared: with some seed they drew other samples, undeclared."""
         plain = [arm for arm in arms if arm not in self.other_data]
@@ -132,6 +152,18 @@ class Answers:
                         "other_data"
                     )
         return None
+
+
+def where_both_have(one: Any, other: Any, path: str = "") -> list[str]:
+    """'key: one | other' where two recipes differ in a key that both have: another version of this
+    program may have more."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = [(f"{path}.{key}", one[key], other[key]) for key in one if key in other]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(f"{path}.{n}", *pair) for n, pair in enumerate(zip(one, other, strict=True))]
+    else:
+        return [] if one == other else [f"{path.removeprefix('.')}: {one} | {other}"]
+    return [line for at, left, right in pairs for line in where_both_have(left, right, at)]
 
 
 def read_answers(sweep: Sweep, split: str) -> Answers:
@@ -152,15 +184,23 @@ def read_answers(sweep: Sweep, split: str) -> Answers:
             lacking = set(sweep.domains_of(arm)) - set(marks["domains"])
             if done is None or lacking:
                 continue
-            if marks["settings"] != settings_of(sweep):
+            others = [
+                domain
+                for domain in sweep.domains_of(arm)
+                if other_questions(sweep.evaluate, marks["domains"][domain], domain, split)
+            ]
+            if marks["settings"] != settings_of(sweep) or others:
                 found.stale.append(run_name(arm, seed))
-            files = [read_json(folder / name) for name in (RUN, TRAINED)]
+            files = [about_run(folder), read_json(folder / TRAINED)]
             check_one_run(run_name(arm, seed), files, done)
-            run = read_run(sweep, arm, seed, split)
+            run = read_run(sweep, arm, seed, split, marks["domains"])
             if sweep.evaluate.withheld and run[WITHHELD].keys() != run[SHOWN].keys():
                 continue  # of other settings: among the stale
             runs[arm, seed] = run
-            found.orders[arm, seed] = read_json(folder / ORDER) or {"digest": None}
+            order = read_json(folder / ORDER)
+            if order is None:
+                raise DataError(f"{folder / ORDER}: missing, though the run is done; moved?")
+            found.orders[arm, seed] = order
             found.runs[arm, seed] = done
             if files[0] is not None:
                 found.recipes[arm, seed] = arm_recipe(files[0]["recipe"])
@@ -178,20 +218,36 @@ def read_answers(sweep: Sweep, split: str) -> Answers:
 
 def check_one_run(name: str, files: Sequence[dict[str, Any] | None], done: dict[str, Any]) -> None:
     """Raises DataError where a folder's files are of several recipes."""
-    digests = {values["digest"] for values in (*files, done) if values is not None}
+    digests = {str(values.get("digest")) for values in (*files, done) if values is not None}
     if len(digests) > 1:
         raise DataError(f"{name}: its files are of several recipes ({', '.join(sorted(digests))})")
 
 
-def read_run(sweep: Sweep, arm: str, seed: int, split: str) -> dict[str, Right]:
-    """Condition -> question -> whether it was right, in the domains that the arm is scored on."""
+def read_run(
+    sweep: Sweep, arm: str, seed: int, split: str, known: Mapping[str, Any]
+) -> dict[str, Right]:
+    """Condition -> question -> whether it was right, in the domains that the arm is scored on.
+
+    Args:
+        known: domain -> what scored.json has of it.
+    """
     found: dict[str, Right] = {SHOWN: {}, WITHHELD: {}}
     for domain in sweep.domains_of(arm):
-        path = split_folder(run_folder(sweep.out, arm, seed), split) / f"{domain}.jsonl"
+        path = predictions_file(run_folder(sweep.out, arm, seed), split, domain)
         if not path.is_file():
             raise DataError(f"{path}: missing, though {run_name(arm, seed)} is scored; moved?")
-        for row in read_checked(path):
-            found[row.condition][question_of(domain, row)] = row.correct
+        rows = read_checked(path)  # names the line, where a line tells
+        if not as_written(known[domain], path):
+            raise DataError(
+                f"{path} was changed after it was written. The same command without --report "
+                f"scores {run_name(arm, seed)} anew where its model is still there"
+            )
+        for number, row in enumerate(rows, start=1):
+            right = found[row.condition]
+            question = question_of(domain, row)
+            if question in right:
+                raise DataError(f"{path}:{number}: question {row.index} stands there twice")
+            right[question] = row.correct
     return found
 
 

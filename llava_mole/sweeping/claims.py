@@ -112,7 +112,7 @@ def weigh(sweep: Sweep, answers: Answers, name: str, claim: Claim) -> Verdict:
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         reasons.append(f"not scored on {answers.split}: {', '.join(missing[:4])}{more}")
-    problem = answers.order_problem(arms, seeds)
+    problem = answers.recipe_problem(arms) or answers.order_problem(arms, seeds)
     if problem is not None:
         return replace(blank, reason="; ".join([*reasons, problem]))
     if not seeds:

@@ -137,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
     packed = getattr(args, "from")  # no name that Python would take
     if packed is not None and not args.report:
         raise ConfigError("--from: only with --report")
+    if (args.report or args.pack is not None) and (args.only or args.seeds):
+        raise ConfigError("--only, --seeds: not with --report or --pack, which are of all runs")
     if args.one is not None:
         return do_one(sweep, args)
     if args.pack is not None:
@@ -147,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
         for names, what in ((kept, "kept"), (other, "replaced, with other answers")):
             if names:
                 console.print(f"of the pack before, {what}: {', '.join(names)}", soft_wrap=True)
-        console.print(f"pack: {args.pack}", soft_wrap=True)
+        console.print(f"pack: {args.pack}", markup=False, soft_wrap=True)
         return 0
     failed, answers = 0, None
     if packed is not None:
@@ -176,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for one in report.verdicts:
             console.print(claim_line(one), markup=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.md'}", soft_wrap=True)
+    console.print(f"report: {folder / 'report.md'}", markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 

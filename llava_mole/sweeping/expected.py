@@ -15,10 +15,13 @@ from llava_mole.sweeping.sweep_file import Sweep
 
 
 class Going(Protocol):
-    """A run that is going on, and the seconds that it has taken so far."""
+    """A run that is going on, the minutes that it was expected to take when it was started, and the
+    seconds that it has taken so far."""
 
     @property
     def run(self) -> PlannedRun: ...
+    @property
+    def minutes(self) -> float: ...
     @property
     def seconds(self) -> float: ...
 
@@ -40,6 +43,10 @@ class Past:
         of_arms = self.scorings if (run.folder / TRAINED).is_file() else self.runs
         known = of_arms.get(run.arm) or [one for of_arm in of_arms.values() for one in of_arm]
         return fmean(known) if known else 0.0
+
+    def expected_in_all(self, one: Going) -> float:
+        """Minutes of a run that is going on: once it is trained, not of its scoring alone."""
+        return max(one.minutes, self.expected(one.run))
 
     def spent(self) -> float:
         return sum(sum(of_arm) for of_arm in self.runs.values())
@@ -64,7 +71,7 @@ def seconds_left(
 ) -> float:
     """Until the last run ends; 0 where none has ended. The next one takes the slot that is free
     first."""
-    slots = [max(0.0, 60 * past.expected(one.run) - one.seconds) for one in going]
+    slots = [max(0.0, 60 * past.expected_in_all(one) - one.seconds) for one in going]
     slots += [0.0] * (at_once - len(slots))
     heapify(slots)
     for run in left:
@@ -76,7 +83,7 @@ def beyond_budget(sweep: Sweep, run: PlannedRun, going: Sequence[Going], past: P
     """Why a run should not be started; None where the budget allows it."""
     if sweep.minutes is None:
         return None
-    spent = past.spent() + sum(past.expected(one.run) for one in going)
+    spent = past.spent() + sum(past.expected_in_all(one) for one in going)
     ahead = past.expected(run)
     if spent + ahead <= sweep.minutes and spent < sweep.minutes:
         return None

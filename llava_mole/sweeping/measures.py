@@ -66,7 +66,9 @@ def measured(recipe: Recipe, result: RunResult, folder: Path) -> dict[str, Any]:
 def stage_seconds(log: Path, stage: str) -> float | None:
     """Of a stage that is over: its last line has them, those of stopped sessions included."""
     found = None
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+    for line in log.read_text(encoding="utf-8").split("\n") if log.is_file() else []:
+        if not line:
+            continue
         values = json.loads(line)
         if values.get("stage") == stage and "seconds" in values:
             found = float(values["seconds"])

@@ -188,8 +188,10 @@ def watch_sweep() -> None:
     """A sweep that was killed outright cannot end its runs: they watch it. For the process that the
     sweep started; ranks that it launches watch that one."""
     parent = int(os.environ.get(STARTED_BY, "0"))
-    if not parent or os.getppid() != parent:
+    if not parent:
         return
+    if os.getppid() != parent:  # it was killed while this process was starting
+        os._exit(1)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from llava_mole.errors import DataError
 from llava_mole.folders import sha256_file, writing_file
 from llava_mole.sweeping.answers import Answers, Question, Scores
+from llava_mole.sweeping.order import where_they_part
 from llava_mole.sweeping.plan import run_name
 from llava_mole.sweeping.run_folder import read_json
 from llava_mole.sweeping.scoring import settings_of
 from llava_mole.sweeping.sweep_file import Sweep
+from llava_mole.training.resume import only_run
 
 MARKS = {"0": 0.0, "1": 1.0, "-": np.nan}
 COLUMNS = ("domain", "language", "kind", "picture", "index", "prompt")
@@ -42,11 +44,17 @@ def add_to_pack(sweep: Sweep, answers: Answers, folder: Path) -> tuple[list[str]
         Names of the runs that were kept, and of those that were replaced by others' answers.
 
     Raises:
+        ConfigError: another process packs into the folder, or it cannot be made.
         DataError: no run is scored on the split, or some were scored with other settings. Or what
             is packed cannot stay beside these: of other settings, questions or recipes, of arms or
             seeds that the sweep file lacks, of other samples with the same seed. Nothing is changed
             then.
     """
+    with only_run(folder):
+        return _add_to_pack(sweep, answers, folder)
+
+
+def _add_to_pack(sweep: Sweep, answers: Answers, folder: Path) -> tuple[list[str], list[str]]:
     kept: list[tuple[str, int]] = []
     other: list[tuple[str, int]] = []
     if answers.questions and pack_files(folder, answers.split)[1].exists():
@@ -129,33 +137,12 @@ def joined_questions(sweep: Sweep, own: Answers, packed: Answers) -> tuple[Quest
 def check_alike(found: Answers, keys: Iterable[tuple[str, int]]) -> None:
     """Raises DataError where a run is not of its arm's recipe, or drew other samples than the runs
     with its seed."""
-    first: dict[str, tuple[str, int]] = {}
-    for key in found.runs:
-        if key not in found.recipes:
-            continue
-        other = first.setdefault(key[0], key)
-        apart = where_both_have(found.recipes[other], found.recipes[key])
-        if apart:
-            raise DataError(
-                f"{run_name(*other)} and {run_name(*key)} are of other recipes, data or starts: "
-                + "; ".join(apart[:3])
-            )
+    if problem := found.recipe_problem(list(dict.fromkeys(arm for arm, _ in found.runs))):
+        raise DataError(problem)
     for arm, seed in keys:
         arms = [name for name, other_seed in found.runs if other_seed == seed]
         if (problem := found.order_problem(arms, [seed])) is not None:
             raise DataError(f"{run_name(arm, seed)}: {problem}")
-
-
-def where_both_have(one: Any, other: Any, path: str = "") -> list[str]:
-    """'key: one | other' where two recipes differ in a key that both have: another version of this
-    program may have more."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        pairs = [(f"{path}.{key}", one[key], other[key]) for key in one if key in other]
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = [(f"{path}.{n}", *pair) for n, pair in enumerate(zip(one, other, strict=True))]
-    else:
-        return [] if one == other else [f"{path.removeprefix('.')}: {one} | {other}"]
-    return [line for at, left, right in pairs for line in where_both_have(left, right, at)]
 
 
 def pack_files(folder: Path, split: str) -> tuple[Path, Path]:
@@ -173,7 +160,8 @@ def write_pack(sweep: Sweep, answers: Answers, folder: Path) -> Path:
         raise DataError(f"no run of {sweep.out} is scored on {answers.split}: nothing to pack")
     if answers.stale:
         raise DataError(
-            f"scored with other settings than evaluate has now: {', '.join(answers.stale)}. The "
+            f"scored with other settings or questions than evaluate has now: "
+            f"{', '.join(answers.stale)}. The "
             f"same sweep with --split {answers.split} scores them anew; then pack"
         )
     check_alike(answers, [])
@@ -223,30 +211,42 @@ def read_pack(sweep: Sweep, split: str, folder: Path, *, every: bool = False) ->
     table, path = pack_files(folder, split)
     if not table.is_file() or not path.is_file():
         raise DataError(f"{folder}: no {split}.csv with {split}.json; --pack writes them")
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     values = read_json(path) or {}
     if values.get("questions", "") not in ("", sha256_file(table)):
         raise DataError(f"{table} is not the one that {path} was written with")
+    if values.get("split", split) != split:
+        raise DataError(f"{path} is of {values['split']}, not of {split}")
     found = Answers(split)
     try:
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
         found.questions = tuple(
             Question(**{column: row[column] for column in COLUMNS}, texts=(), answer="")
             for row in rows
         )
+        if len(set(found.questions)) < len(found.questions):
+            raise DataError(f"{table}: a question stands there twice")
         if values["settings"] != settings_of(sweep):
             raise DataError(
                 f"{path}: was packed with evaluate={values['settings']}, the sweep file asks for "
                 f"{settings_of(sweep)}"
             )
         found.scorings = values["test_scorings"]
-        for run in values["runs"].values():
+        check_lines(found.scorings)
+        asked_of = set(found.column("domain").tolist())
+        for name, run in values["runs"].items():
             key = (run["arm"], run["seed"])
+            if name != run_name(*key):
+                raise DataError(f"{path}: {name} says that it is {run_name(*key)}")
             if run["arm"] not in sweep.arm_names() or run["seed"] not in sweep.seeds:
                 if every:
                     name = run_name(run["arm"], run["seed"])
                     raise DataError(f"{path} has {name}, which the sweep file does not have")
                 continue
+            lacking = [one for one in sweep.domains_of(run["arm"]) if one not in asked_of]
+            if lacking:
+                raise DataError(f"{path} has no question on {', '.join(lacking)}")
+            check_figures(run)
             asked = np.isin(found.column("domain"), sweep.domains_of(run["arm"]))
             found.shown[key] = scores(run["shown"], asked, path)
             if "withheld" in run:
@@ -255,10 +255,33 @@ def read_pack(sweep: Sweep, split: str, folder: Path, *, every: bool = False) ->
             found.attempts[key] = run["attempts"]
             if run["arm"] in values.get("recipes", {}):
                 found.recipes[key] = values["recipes"][run["arm"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: no pack of a sweep ({type(error).__name__}: {error})") from error
     found.declare(sweep)
+    strange = sorted(asked_of - set(sweep.evaluate.domains))
+    if strange:
+        raise DataError(f"{path} has questions on {', '.join(strange)}: not in evaluate.domains")
     return found
+
+
+def check_figures(run: Mapping[str, Any]) -> None:
+    """Raises KeyError, TypeError, ValueError where figures of a run are not what reports read."""
+    done = run["done"]
+    for key in ("step_seconds", "minutes"):
+        float(done[key])
+    for key in ("steps", "processes", "threads"):
+        int(done[key])
+    max(float(one) for one in done["peak_gib"].values())
+    sum(int(part["total"]) + int(part["trained"]) for part in done["parameters"].values())
+    str(done["device"]), str(done["digest"]), str(done["order"])
+    int(run["attempts"])
+    where_they_part(run["order"], {**run["order"], "digest": ""})
+
+
+def check_lines(scorings: Any) -> None:
+    """Raises KeyError, TypeError where a line about test lacks what reports read of it."""
+    for line in scorings:
+        line["run"], line["choice"], line["chosen"], line["reason"]
 
 
 def wordless(question: Question) -> Question:

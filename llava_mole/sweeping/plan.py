@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from llava_mole.errors import ConfigError
-from llava_mole.sweeping.lines import key_lines, with_line
+from llava_mole.sweeping.lines import KEY, key_lines, with_line
 from llava_mole.sweeping.sweep_file import Arm, Sweep, unknown
 from llava_mole.training.places import LOCAL
 from llava_mole.training.reading import beside, counted
@@ -113,7 +113,7 @@ def load_recipes(sweep: Sweep, path: Path) -> dict[str, Recipe]:
 
     common = load(sweep.out / "runs", {})
     known = common if isinstance(common, list) else []
-    problems, recipes = [f"base: {problem}" for problem in known], {}
+    problems, recipes = [f"{whose(problem, sweep.set)}: {problem}" for problem in known], {}
     for name in sweep.arm_names():
         found = load(run_folder(sweep.out, name, seed), sweep.arm(name).set)
         if isinstance(found, list):
@@ -125,6 +125,16 @@ def load_recipes(sweep: Sweep, path: Path) -> dict[str, Recipe]:
         shown = "".join(f"\n  {with_line(path, problem, lines)}" for problem in problems)
         raise ConfigError(f"{path}: {counted(problems)} with {base}{shown}")
     return recipes
+
+
+def whose(problem: str, common: Mapping[str, Any]) -> str:
+    """The key of the sweep file that a problem of the recipe below all arms comes from."""
+    match = KEY.match(problem)
+    named = match[0] + "." if match else ""
+    for key in common:
+        if named and (named.startswith(f"{key}.") or f"{key}.".startswith(named)):
+            return f"set.{key}"
+    return "base"
 
 
 def as_overrides(changes: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ OUT/report/SPLIT/claims.png, domains.png, languages.png
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mole.evaluation.results import cell, points
+from llava_mole.folders import sweep as remove_leftovers
 from llava_mole.folders import writing_file
 from llava_mole.sweeping import TEST
 from llava_mole.sweeping.answers import Answers, read_answers
@@ -86,10 +88,13 @@ def notes(sweep: Sweep, answers: Answers, found: Sequence[Cost]) -> list[str]:
         said.append(f"{len(missing)} of {len(wanted)} runs are not scored: {', '.join(missing)}")
     if answers.stale:
         said.append(
-            f"{len(answers.stale)} runs were scored with other settings than `evaluate` has now; "
+            f"{len(answers.stale)} runs were scored with other settings or questions than "
+            "`evaluate` has now; "
             f"the sweep without --report scores them anew: {', '.join(answers.stale)}"
         )
     for arm in [one for one in sweep.arm_names() if answers.seeds([one])]:
+        if problem := answers.recipe_problem([arm]):
+            said.append(f"**tables mix several recipes**: {problem}; --again does them anew")
         if sweep.arm(arm).domains:
             said.append(f"{arm} is scored on {', '.join(sweep.domains_of(arm))} only")
         if arm in answers.other_data:
@@ -140,7 +145,8 @@ def claim_line(one: Verdict) -> str:
     """A claim in one line: verdict, difference, interval, p, what it rests on."""
     text = f"{one.claim}: {one.verdict}"
     if one.mean is not None and one.low is not None and one.high is not None:
-        text += f": {points(one.mean, '+')} points ({from_to(one.low, one.high)})"
+        text += f": {points(one.mean, '+')} points"
+        text += "" if math.isnan(one.low) else f" ({from_to(one.low, one.high)})"
     if one.p is not None:
         text += f", p {in_words(one.p)}"
     if one.p_holm is not None:
@@ -164,7 +170,7 @@ def claims_table(verdicts: Sequence[Verdict]) -> str:
         difference = interval = drawn = "–"
         if one.mean is not None and one.low is not None and one.high is not None:
             difference = points(one.mean, "+")
-            interval = from_to(one.low, one.high)
+            interval = "–" if math.isnan(one.low) else from_to(one.low, one.high)
         if one.bootstrap is not None:
             drawn = from_to(*one.bootstrap)
         verdict = one.verdict + (f": {one.reason}" if one.reason else "")
@@ -219,12 +225,22 @@ def to_json(sweep: Sweep, report: SweepReport) -> dict[str, Any]:
     }
 
 
+def known(value: Any) -> Any:
+    """With null for what is no number, as JSON has none."""
+    if isinstance(value, dict):
+        return {key: known(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [known(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_report(sweep: Sweep, report: SweepReport) -> Path:
     """All files of it; the folder."""
     folder = sweep.out / "report" / report.split
     texts = {
         "report.md": to_markdown(sweep, report),
-        "report.json": json.dumps(to_json(sweep, report), indent=1, ensure_ascii=False) + "\n",
+        "report.json": json.dumps(known(to_json(sweep, report)), indent=1, ensure_ascii=False)
+        + "\n",
         "marks.csv": to_csv(report.marks, COLUMNS["marks"]),
         "claims.csv": to_csv(report.verdicts, COLUMNS["claims"]),
         "runs.csv": to_csv(report.costs, COLUMNS["runs"]),
@@ -232,6 +248,8 @@ def write_report(sweep: Sweep, report: SweepReport) -> Path:
     for name, text in texts.items():
         with writing_file(folder / name) as file:
             file.write(text)
+    remove_leftovers(folder)
+    (folder / "claims.png").unlink(missing_ok=True)  # of claims that are no more
     draw_claims(report.verdicts, folder / "claims.png")
     draw_marks(report.marks, DOMAIN, folder / "domains.png")
     draw_marks(report.marks, LANGUAGE, folder / "languages.png")

@@ -14,6 +14,7 @@ done.json                          it is done: the run's figures, in one place
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -42,10 +43,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); it was written whole, so something changed it. "
-            "--again puts the run aside and does it anew"
+            "A run's: --again puts the run aside and does it anew"
         ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found a {type(values).__name__}")
@@ -59,15 +62,26 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """One write, on disk when it returns: lines of several processes do not mix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(values, ensure_ascii=False) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    """One write, on disk when it returns: lines of several processes do not mix. Whole or not at
+    all.
+
+    Raises:
+        CheckpointError: there is no room for it, or it may not be written.
+    """
+    line = (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8")
     try:
-        os.write(descriptor, line.encode("utf-8"))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if os.write(descriptor, line) < len(line):  # a disk that is full takes a part
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -75,7 +89,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8").split("\n")  # no other character ends a line of JSON
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             values = json.loads(line)
         except ValueError as error:
@@ -106,14 +123,31 @@ def is_done(run: PlannedRun) -> bool:
 def own_digest(run: PlannedRun) -> str:
     """The digest that the folder's run goes by: that of an earlier version of this program, which
     had fewer keys or hashes, if its recipe is this one; else the run's."""
-    about = read_json(run.folder / RUN)
+    about = about_run(run.folder)
     return run.digest if about is None or changed(run) else about["digest"]
+
+
+def about_run(folder: Path) -> dict[str, Any] | None:
+    """What run.json says; None where nothing is there.
+
+    Raises:
+        CheckpointError: it lacks digest or recipe.
+    """
+    about = read_json(folder / RUN)
+    if about is not None and not (
+        isinstance(about.get("digest"), str) and isinstance(about.get("recipe"), dict)
+    ):
+        raise CheckpointError(
+            f"{folder / RUN}: no digest with a recipe; something changed it. --again puts the run "
+            "aside and does it anew"
+        )
+    return about
 
 
 def changed(run: PlannedRun) -> list[str]:
     """What differs between the recipe that the folder's run has and this one; both digests first.
     Empty: the same, or nothing is there."""
-    about = read_json(run.folder / RUN)
+    about = about_run(run.folder)
     if about is None or about["digest"] == run.digest:
         return []
     here = resolved(run.recipe)

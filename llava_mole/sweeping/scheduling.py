@@ -80,12 +80,13 @@ def make_slots(parallel: int | None) -> list[Slot]:
 
 @dataclass
 class Started:
-    """A run that is going on."""
+    """A run that is going on, since when, and the minutes that it was expected to take."""
 
     run: PlannedRun
     slot: Slot
     process: subprocess.Popen[bytes]
     since: float
+    minutes: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -119,7 +120,9 @@ def do_runs(
     if again:
         for run in runs:
             if changed_folder(run):
-                console.print(f"{run.name}: what was there is now in {put_aside(sweep, run)}")
+                aside = put_aside(sweep, run)
+                console.print(f"{run.name}: what was there is now in {aside}", markup=False,
+                              soft_wrap=True)  # fmt: skip
     check_unchanged(list(runs))
     left = [run for run in runs if not is_finished(sweep, run, split)]
     if len(left) < len(runs):
@@ -137,9 +140,10 @@ def do_runs(
                     console.print(f"{problem}: not started: {names}", soft_wrap=True)
                     left = []
                     break
-                going.append(start(sweep, path, left.pop(0), free.pop(0), split))
+                minutes = known.expected(left[0])
+                going.append(start(sweep, path, left.pop(0), free.pop(0), split, minutes))
                 console.print(f"{going[-1].run.name}: started, {going[-1].run.folder / OUTPUT}",
-                              soft_wrap=True)  # fmt: skip
+                              markup=False, soft_wrap=True)  # fmt: skip
             time.sleep(0.1)
             for one in [one for one in going if one.process.poll() is not None]:
                 going.remove(one)
@@ -155,7 +159,9 @@ def do_runs(
     return failed
 
 
-def start(sweep: Sweep, path: Path, run: PlannedRun, slot: Slot, split: str) -> Started:
+def start(
+    sweep: Sweep, path: Path, run: PlannedRun, slot: Slot, split: str, minutes: float
+) -> Started:
     """The run's process: the same command that a person gives for one run."""
     run.folder.mkdir(parents=True, exist_ok=True)
     words = ["sweep", str(path), "--out", str(sweep.out), "--one", run.name, "--split", split]
@@ -168,7 +174,7 @@ def start(sweep: Sweep, path: Path, run: PlannedRun, slot: Slot, split: str) -> 
     if slot.cores is not None:
         with suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, slot.cores)  # before it has made a thread
-    return Started(run, slot, process, time.monotonic())
+    return Started(run, slot, process, time.monotonic(), minutes)
 
 
 def report(split: str, one: Started, console: Console) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llava_mole import ranks
 from llava_mole.errors import ConfigError, DataError
-from llava_mole.folders import sha256_file
+from llava_mole.folders import known_hash, sha256_file
 from llava_mole.folders import sweep as remove_leftovers
 from llava_mole.sweeping import TEST
 from llava_mole.sweeping.plan import PlannedRun
@@ -29,7 +29,7 @@ from llava_mole.sweeping.run_folder import (
     split_folder,
     write_json,
 )
-from llava_mole.sweeping.sweep_file import Evaluation, Sweep
+from llava_mole.sweeping.sweep_file import Evaluation, Sweep, unknown
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,12 @@ def questions_file(asked: Evaluation, domain: str, split: str) -> Path:
 
 
 def check_files(asked: Evaluation, split: str) -> None:
-    """Raises DataError listing the files that are not there, before anything is trained."""
+    """Before anything is trained.
+
+    Raises:
+        DataError: listing the files that are not there, and those without a question of the
+            languages and kinds that are asked; a kind that no file has.
+    """
     files = [questions_file(asked, domain, split) for domain in asked.domains]
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
@@ -52,6 +57,29 @@ def check_files(asked: Evaluation, split: str) -> None:
             "evaluate.domains: no such file:\n  " + "\n  ".join(missing) + "\nA builder in data/ "
             "writes them; data/README.md names the builders"
         )
+    if asked.kinds is None and asked.languages is None:
+        return
+    from llava_mole.evaluation.items import read_items
+
+    problems, every = [], set()
+    for path in files:
+        cells = {(item.language, item.category) for item in read_items(path)}
+        kinds = {kind for _, kind in cells}
+        every |= kinds
+        wanted = [
+            kind
+            for language, kind in cells
+            if (asked.languages is None or language in asked.languages)
+            and (asked.kinds is None or kind in asked.kinds)
+        ]
+        if not wanted:
+            languages = ", ".join(sorted({language for language, _ in cells}))
+            problems.append(f"{path} has {', '.join(sorted(kinds))} in {languages}")
+    problems = [f"evaluate: no question is of the languages and kinds that are asked: {one}"
+                for one in problems]  # fmt: skip
+    problems += unknown(asked.kinds, sorted(every), "evaluate.kinds")
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def check_choice(sweep: Sweep, arms: Sequence[str]) -> None:
@@ -80,12 +108,34 @@ def scored(folder: Path, split: str) -> dict[str, Any]:
 
 
 def scores_left(sweep: Sweep, run: PlannedRun, split: str) -> list[str]:
-    """Domains that are yet to be scored as the sweep file asks."""
+    """Domains that are yet to be scored as the sweep file asks: of other questions than the file
+    has now, or of predictions that are not those that were written, too."""
     found = scored(run.folder, split)
     wanted = sweep.domains_of(run.arm)
     if found["settings"] != settings_of(sweep):
         return wanted
-    return [domain for domain in wanted if domain not in found["domains"]]
+    return [
+        domain
+        for domain in wanted
+        if domain not in found["domains"]
+        or other_questions(sweep.evaluate, found["domains"][domain], domain, split)
+        or not as_written(found["domains"][domain], predictions_file(run.folder, split, domain))
+    ]
+
+
+def other_questions(asked: Evaluation, known: Mapping[str, Any], domain: str, split: str) -> bool:
+    """Whether the file that is there now is not the one whose questions were asked."""
+    path = questions_file(asked, domain, split)
+    return path.is_file() and known.get("sha256", "") != known_hash(path)
+
+
+def as_written(known: Mapping[str, Any], predictions: Path) -> bool:
+    """Whether predictions are there as they were written."""
+    return predictions.is_file() and known.get("predictions", "") == known_hash(predictions)
+
+
+def predictions_file(folder: Path, split: str, domain: str) -> Path:
+    return split_folder(folder, split) / f"{domain}.jsonl"
 
 
 def score_run(sweep: Sweep, run: PlannedRun, split: str) -> None:
@@ -131,7 +181,7 @@ def score_run(sweep: Sweep, run: PlannedRun, split: str) -> None:
             continue
         if split == TEST:
             append_line(sweep.out / TEST_SCORINGS, scoring_line(sweep, run, domain))
-        predictions = split_folder(folder, split) / f"{domain}.jsonl"
+        predictions = predictions_file(folder, split, domain)
         write_predictions(report.predictions, predictions)
         right = [row.correct for row in report.predictions if row.condition == SHOWN]
         found["domains"][domain] = {

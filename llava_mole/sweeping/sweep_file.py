@@ -7,7 +7,6 @@ knob. Every problem is listed at once, each with its line.
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_mole.errors import ConfigError
+from llava_mole.evaluation.conditions import NORMALIZATIONS
 from llava_mole.languages import LANGUAGES
 from llava_mole.nearest import nearest
 from llava_mole.sweeping import DEVELOPMENT
@@ -26,6 +26,8 @@ KEEP = ("everything", "model", "nothing")
 MEASURES = ("accuracy", "gain")
 NOT_WORSE = "not_worse"
 DIRECTIONS = ("greater", "less", "different", NOT_WORSE)
+LARGEST = 1000
+"""Of an arm's weight in a claim."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 GRID = "+"
 """Between an arm and the label of a grid's axis: moe+r16."""
@@ -58,12 +60,12 @@ class Evaluation:
     items: int | None = field(default=50, metadata={"min": 1})
     """Questions of each language and kind, the first of the file; null: all."""
     languages: list[str] | None = None
-    """Only these; all if empty."""
+    """Only these; null: all."""
     kinds: list[str] | None = None
-    """Only these kinds of question; all if empty."""
+    """Only these kinds of question; null: all."""
     withheld: bool = False
     """Ask each question as text alone too; claims may then be about the gain."""
-    normalization: str = "mean"
+    normalization: str = field(default="mean", metadata={"choices": NORMALIZATIONS})
     """How likelihoods of options are compared, see NORMALIZATIONS in evaluation/scoring.py."""
 
 
@@ -82,11 +84,11 @@ class Claim:
     measure: str = field(default="accuracy", metadata={"choices": MEASURES})
     """"accuracy" with the picture; "gain": less accuracy without it (`evaluate.withheld`)."""
     domains: list[str] | None = None
-    """The mean over these; all if empty. Within a domain: mean over languages."""
+    """The mean over these; null: all. Within a domain: mean over languages."""
     languages: list[str] | None = None
-    """Only these; all if empty."""
+    """Only these; null: all."""
     kinds: list[str] | None = None
-    """Only these kinds of question; all if empty."""
+    """Only these kinds of question; null: all."""
     smallest: float = field(default=0.0, metadata={"min": 0, "max": 1})
     """The smallest difference that matters. An interval that lies below it speaks against the
     claim, even where it lies above 0."""
@@ -213,7 +215,11 @@ def problems_of(sweep: Sweep) -> list[str]:
         problems.append("seeds: empty; name at least one")
     for seed in sorted({seed for seed in sweep.seeds if sweep.seeds.count(seed) > 1}):
         problems.append(f"seeds: {seed} stands there twice")
-    problems += [f"seeds={seed}: must be at least 0" for seed in sweep.seeds if seed < 0]
+    problems += [
+        f"seeds={seed}: must be from 0 to {2**32 - 1}"
+        for seed in sweep.seeds
+        if not 0 <= seed < 2**32
+    ]
     named: dict[str, Sequence[str]] = {
         "arms": list(sweep.arms),
         "composed": list(sweep.composed),
@@ -222,11 +228,16 @@ def problems_of(sweep: Sweep) -> list[str]:
         **{f"grid.{axis}": list(labels) for axis, labels in sweep.grid.items()},
     }
     for key, names in named.items():
-        problems += [
-            f"{key}.{name}: a name is made of letters, digits, '_', '-' and '.'"
-            for name in names
-            if not NAME.fullmatch(str(name))
-        ]
+        for name in names:
+            if not isinstance(name, str):
+                problems.append(f'{key}.{name}: YAML reads {name!r} here; a name in quotes: "…"')
+            elif not NAME.fullmatch(name):
+                problems.append(
+                    f"{key}.{name}: a name is made of letters, digits, '_', '-' and '.'"
+                )
+    problems += [f"grid.{axis}: empty; name a label" for axis, own in sweep.grid.items() if not own]
+    if any(not isinstance(name, str) for names in named.values() for name in names):
+        return problems  # what follows puts names together
     changes = [("set", sweep.set), *((f"arms.{n}.set", a.set) for n, a in sweep.arms.items())]
     changes += [
         (f"grid.{axis}.{label}", overrides)
@@ -240,6 +251,9 @@ def problems_of(sweep: Sweep) -> list[str]:
     if not sweep.evaluate.domains:
         problems.append("evaluate.domains: empty; name a folder that a builder in data/ wrote")
     problems += unknown(sweep.evaluate.languages, LANGUAGES, "evaluate.languages")
+    for key in ("languages", "kinds"):
+        if getattr(sweep.evaluate, key) == []:
+            problems.append(f"evaluate.{key}: empty; leave the key out for all")
     for name, one in sweep.arms.items():
         problems += unknown(one.domains, list(sweep.evaluate.domains), f"arms.{name}.domains")
         if one.domains == []:
@@ -283,8 +297,10 @@ def claim_problems(sweep: Sweep, claim: Claim, path: str) -> list[str]:
                 problems += not_asked(sweep, arm, wanted, f"{path}.{side}")
         for arm, weight in parts.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not number or not math.isfinite(weight):
-                problems.append(f"{path}.{side}.{arm}={weight!r}: a weight is a number")
+            if not number or not abs(weight) <= LARGEST:
+                problems.append(
+                    f"{path}.{side}.{arm}={weight!r}: a weight is a number of at most {LARGEST}"
+                )
     if not problems and claim.first == claim.second:
         problems.append(f"{path}: both sides are {claim.first!r}")
     if not problems:

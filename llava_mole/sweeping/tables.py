@@ -105,7 +105,9 @@ def marks(sweep: Sweep, answers: Answers) -> list[Mark]:
             if by in (ALL, LANGUAGE) and not everything:  # means over all domains
                 continue
             one = interval_of(answers, shown, part)
-            low, high = max(0.0, one.low), min(1.0, one.high)
+            low, high = one.low, one.high  # nan: of one picture a domain nothing is known
+            if not math.isnan(low):
+                low, high = max(0.0, low), min(1.0, high)
             if one.se == 0:  # all right or all wrong
                 low, high = wilson(round(one.mean * one.units), one.units)
             without = None if gain is None else one.mean - interval_of(answers, gain, part).mean

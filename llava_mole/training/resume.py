@@ -24,7 +24,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from llava_mole.data.sources import split_path
 from llava_mole.errors import CheckpointError, ConfigError
-from llava_mole.folders import remove_folder, replacing_folder, sha256_file, sweep, writing_file
+from llava_mole.folders import known_hash, remove_folder, replacing_folder, sweep, writing_file
 from llava_mole.training.log import JsonLog
 from llava_mole.training.recipe import Recipe
 
@@ -310,7 +309,7 @@ def contents(recipe: Recipe) -> dict[str, str]:
     found = {}
     for path in places:
         if path.is_file():
-            found[str(path)] = sha256_file(path)
+            found[str(path)] = known_hash(path)
         elif path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file())
             sizes = [[p.relative_to(path).as_posix(), p.stat().st_size] for p in files]
@@ -329,20 +328,8 @@ def start_content(recipe: Recipe) -> dict[str, str]:
     files = sorted(path for path in found if path.is_file())
     if (size := sum(path.stat().st_size for path in files)) > LONG_TO_READ:
         logger.info("reading %s (%.0f GB), to know it again", folder, size / 1e9)
-    hashes = [[p.relative_to(folder).as_posix(), hash_of(p, stamp(p))] for p in files]
+    hashes = [[p.relative_to(folder).as_posix(), known_hash(p)] for p in files]
     return {recipe.model.start_from: hashlib.sha256(json.dumps(hashes).encode()).hexdigest()}
-
-
-def stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file is written anew: its time in nanoseconds, its size."""
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size
-
-
-@lru_cache(maxsize=4096)
-def hash_of(path: Path, _: tuple[int, int]) -> str:
-    """SHA-256 of a file, read once in a process as long as its stamp stays."""
-    return sha256_file(path)
 
 
 def clean(out: Path) -> None:

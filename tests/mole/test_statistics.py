@@ -216,8 +216,10 @@ def test_some_tokens_of_a_sample_can_be_counted_alone() -> None:
         assert found.tokens.tolist() == [3, 0]
         assert_allclose(array(found.shares[0]), chosen[1:4].mean(0), **SINGLE)
         assert_allclose(array(found.shares[1]), 0)
-    with pytest.raises(ConfigError, match=r"where of shape \(2, 3\) for the 14 tokens"):
+    with pytest.raises(ConfigError, match=r"where of shape \(2, 3\) for the 2 x 7 tokens"):
         shares_by_sample(model, where[:, :3])
+    with pytest.raises(ConfigError, match=r"where of shape \(7, 2\) for the 2 x 7 tokens"):
+        shares_by_sample(model, where.T)
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "multilora"])

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from llava_mole.evaluation.tables import Prediction, write_predictions
+from llava_mole.folders import sha256_file
 from llava_mole.sweeping.one_run import do_run
 from llava_mole.sweeping.plan import plan_runs
 from llava_mole.sweeping.run_folder import write_json
@@ -203,6 +204,15 @@ def written(tmp_path: Path) -> Callable[..., Sweep]:
     return make
 
 
+def sign(folder: Path, split: str = "dev") -> None:
+    """Have scored.json say that predictions were written as they are now."""
+    path = folder / "predictions" / split / "scored.json"
+    scored = json.loads(path.read_text("utf-8"))
+    for domain, mark in scored["domains"].items():
+        mark["predictions"] = sha256_file(path.with_name(f"{domain}.jsonl"))
+    write_json(path, scored)
+
+
 def write_run(sweep: Sweep, arm: str, seed: int, rate: Rate, pictures: int, order: str) -> None:
     folder = sweep.out / "runs" / arm / f"seed-{seed}"
     lots = np.random.default_rng([seed, *arm.encode()])
@@ -220,6 +230,7 @@ def write_run(sweep: Sweep, arm: str, seed: int, rate: Rate, pictures: int, orde
         marks[domain] = {"questions": len(made), "accuracy": 0.5, "seconds": 1.0}
     scored = {"settings": settings_of(sweep), "split": "dev", "domains": marks}
     write_json(folder / "predictions" / "dev" / "scored.json", scored)
+    sign(folder)
     stages = [{"name": "instruct", "kind": "language", "rows": 6, "rows_per_step": 2,
                "samples": 12, "digest": order, "pieces": [order]}]  # fmt: skip
     write_json(folder / "order.json", {"digest": order, "content": "same", "stages": stages})

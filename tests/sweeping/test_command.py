@@ -166,6 +166,12 @@ def test_no_run_is_started_beyond_the_budget(trained: Path) -> None:
     assert beyond_budget(sweep, run, [], past(sweep, "dev")) is None
     sweep = edit(trained, minutes=spent + 1e-4)
     assert "moe/seed-2 would take about" in beyond_budget(sweep, run, [], past(sweep, "dev"))
+    scored = Started(*plan_runs(sweep, trained, arms=["moe"], seeds=[0]), Slot(), None, 0.0, 1.0)
+    sweep = edit(trained, minutes=spent + 1.5)  # the run that is scored now was trained as well
+    assert "moe/seed-2 would take" in beyond_budget(
+        sweep, run, [scored, scored], past(sweep, "dev")
+    )
+    sweep = edit(trained, minutes=spent + 1e-4)
     console = recording()
     assert do_runs(sweep, trained, [run], split="dev", console=console) == 0
     assert "not started: moe/seed-2" in console.export_text()

@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from llava_mole.cli import main
-from llava_mole.errors import DataError
+from llava_mole.errors import ConfigError, DataError
+from llava_mole.folders import sha256_file
 from llava_mole.sweeping.answers import read_answers
 from llava_mole.sweeping.packing import add_to_pack, read_pack, write_pack
 from llava_mole.sweeping.report import make_report, to_json
+from llava_mole.training.resume import only_run
 
 
 def rate(arm, seed, domain, language, picture):
@@ -128,7 +130,7 @@ def stale(answers, sweep):
         (other_recipe, r"a/seed-0 and a/seed-1 are of other recipes, data or starts: arm: a \| c"),
         (other_samples, r"did not see the same samples"),
         (other_arms, r"has a/seed-0, which the sweep file does not have"),
-        (stale, r"scored with other settings than evaluate has now: a/seed-1"),
+        (stale, r"scored with other settings or questions than evaluate has now: a/seed-1"),
     ],
 )
 def test_runs_that_do_not_belong_together_are_not_packed_together(packed, tmp_path, change, said):
@@ -195,8 +197,26 @@ def test_the_command_line_packs_and_reports(packed, tmp_path, capsys):
         (lambda values: values["runs"]["a/seed-0"].update(shown="01"), "not 240 of 0, 1 and -"),
         (lambda values: values["runs"]["a/seed-0"].pop("done"), r"no pack of a sweep .*done"),
         (lambda values: values["settings"].update(items=3), "was packed with evaluate="),
+        (lambda values: values.update(split="test"), r"is of test, not of dev"),
+        (lambda values: values["runs"]["a/seed-0"].update(seed=1), r"says that it is a/seed-1"),
+        (lambda values: values["runs"]["a/seed-0"].update(done={}), r"no pack of a sweep"),
+        (lambda values: values["runs"]["a/seed-0"].update(order={}), r"no pack of a sweep"),
+        (lambda values: values["runs"]["a/seed-0"].update(attempts="x"), r"no pack of a sweep"),
+        (lambda values: values["runs"]["a/seed-0"]["done"].update(peak_gib={}), "no pack of a"),
+        (lambda values: values.update(test_scorings=[1]), r"no pack of a sweep"),
     ],
-    ids=["marks", "figures", "settings"],
+    ids=[
+        "marks",
+        "figures",
+        "settings",
+        "split",
+        "name",
+        "done",
+        "order",
+        "attempts",
+        "peak",
+        "scorings",
+    ],
 )
 def test_a_damaged_pack_is_refused_by_name(packed, change, said):
     sweep, folder = packed
@@ -205,6 +225,44 @@ def test_a_damaged_pack_is_refused_by_name(packed, change, said):
     (folder / "dev.json").write_text(json.dumps(values), "utf-8")
     with pytest.raises(DataError, match=said):
         read_pack(sweep, "dev", folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: [*lines, lines[-1]], "a question stands there twice"),
+        (lambda lines: [*lines[:-1], b"\xff" + lines[-1]], "no pack of a sweep .*Unicode"),
+        (lambda lines: [*lines[:-1], b"x" * 200_000 + lines[-1]], "no pack of a sweep .*larger"),
+    ],
+    ids=["twice", "bytes", "cell"],
+)
+def test_a_damaged_table_of_questions_is_refused_by_name(packed, change, said):
+    sweep, folder = packed
+    table = folder / "dev.csv"
+    lines = change(table.read_bytes().splitlines(keepends=True))
+    table.write_bytes(b"".join(lines))
+    values = json.loads((folder / "dev.json").read_text("utf-8"))
+    values["questions"] = sha256_file(table)
+    (folder / "dev.json").write_text(json.dumps(values), "utf-8")
+    with pytest.raises(DataError, match=said):
+        read_pack(sweep, "dev", folder)
+
+
+def test_a_pack_of_other_domains_is_refused(packed):
+    sweep, folder = packed
+    less = replace(sweep, evaluate=replace(sweep.evaluate, domains={"noise": "nowhere"}))
+    with pytest.raises(DataError, match=r"has questions on shapes: not in evaluate\.domains"):
+        read_pack(less, "dev", folder)
+    domains = {**sweep.evaluate.domains, "more": "nowhere"}
+    more = replace(sweep, evaluate=replace(sweep.evaluate, domains=domains))
+    with pytest.raises(DataError, match="has no question on more"):
+        read_pack(more, "dev", folder)
+
+
+def test_two_that_pack_at_once_do_not_take_each_others_runs_away(packed):
+    sweep, folder = packed
+    with only_run(folder), pytest.raises(ConfigError, match="another run is writing in"):
+        add_to_pack(sweep, read_answers(sweep, "dev"), folder)
 
 
 def test_what_is_not_there_is_told(packed, tmp_path):

@@ -18,11 +18,11 @@ from llava_mole.errors import ConfigError, DataError
 from llava_mole.evaluation.results import points
 from llava_mole.sweeping.one_run import do_run
 from llava_mole.sweeping.plan import plan_runs
-from llava_mole.sweeping.report import make_report, to_markdown, write_report
+from llava_mole.sweeping.report import claim_line, make_report, to_markdown, write_report
 from llava_mole.sweeping.run_folder import read_lines
 from llava_mole.sweeping.scoring import check_choice
 from llava_mole.sweeping.sweep_file import read_sweep
-from tests.sweeping.conftest import edit
+from tests.sweeping.conftest import edit, sign
 
 
 def rate(arm, seed, domain, language, picture):
@@ -142,8 +142,39 @@ def test_runs_that_were_asked_other_questions_are_refused(written):
     path = sweep.out / "runs" / "b" / "seed-1" / "predictions" / "dev" / "noise.jsonl"
     lines = path.read_text("utf-8").splitlines()
     path.write_text("\n".join(lines[:-1]), "utf-8")
+    with pytest.raises(DataError, match=r"noise.jsonl was changed after it was written"):
+        make_report(sweep, "dev")
+    sign(sweep.out / "runs" / "b" / "seed-1")
     with pytest.raises(DataError, match=r"b/seed-1 was asked other .*1 of 120 are missing"):
         make_report(sweep, "dev")
+
+
+def test_seeds_of_several_recipes_are_not_put_together(written):
+    sweep = written(rate, claims={"it": {"first": "b", "second": "a"}})
+    about = sweep.out / "runs" / "b" / "seed-1" / "run.json"
+    values = json.loads(about.read_text("utf-8"))
+    values["recipe"]["rank"], whole = 8, values["recipe"] | {"rank": 4}
+    about.write_text(json.dumps(values), "utf-8")
+    other = about.parents[1] / "seed-0" / "run.json"
+    first = json.loads(other.read_text("utf-8"))
+    other.write_text(json.dumps(first | {"recipe": whole | first["recipe"]}), "utf-8")
+    report = make_report(sweep, "dev")
+    (verdict,) = report.verdicts
+    assert verdict.verdict == "not decidable"
+    assert "b/seed-0 and b/seed-1 are of other recipes" in verdict.reason
+    assert "rank: 4 | 8" in verdict.reason
+    assert any("tables mix several recipes" in note for note in report.notes)
+
+
+def test_what_nothing_is_known_of_has_no_interval(written):
+    sweep = written(rate, pictures=1, claims={"it": {"first": "b", "second": "a"}})
+    report = make_report(sweep, "dev")
+    (verdict,) = report.verdicts
+    assert "nan" not in claim_line(verdict)
+    assert "nan" not in to_markdown(sweep, report)
+    assert "± 50" not in to_markdown(sweep, report)
+    folder = write_report(sweep, report)
+    json.loads((folder / "report.json").read_text("utf-8"), parse_constant=pytest.fail)
 
 
 def test_files_of_two_recipes_in_one_folder_are_refused(written):

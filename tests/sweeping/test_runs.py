@@ -17,12 +17,19 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.errors import CheckpointError, ConfigError, DataError
 from llava_mole.sweeping.answers import read_answers
-from llava_mole.sweeping.one_run import do_run, is_finished
+from llava_mole.sweeping.one_run import STARTED_BY, changed_folder, do_run, is_finished
 from llava_mole.sweeping.order import order_of, where_they_part
 from llava_mole.sweeping.plan import PlannedRun, arm_recipe, plan_runs, resolved
-from llava_mole.sweeping.run_folder import put_aside, read_json, read_lines, write_json
+from llava_mole.sweeping.run_folder import (
+    append_line,
+    put_aside,
+    read_json,
+    read_lines,
+    write_json,
+)
+from llava_mole.sweeping.scoring import check_files
 from llava_mole.sweeping.sweep_file import Sweep, read_sweep
 from llava_mole.training.data import read_stages
 from tests.sweeping.conftest import edit
@@ -201,6 +208,80 @@ def test_questions_that_changed_are_asked_again_of_the_model_that_is_there(train
     do_run(sweep, run)
     assert len(answers(run.folder)["shapes.jsonl"].splitlines()) == 2 * 2 * 2 * 2
     assert all(weights(run.folder)[name].equal(value) for name, value in before.items())
+
+
+def test_a_file_of_questions_that_was_built_anew_is_asked_again(trained: Path) -> None:
+    sweep, _ = planned(trained, "lora")
+    copy = trained.parent / "shapes"
+    shutil.copytree(sweep.evaluate.domains["shapes"], copy)
+    edit(trained, evaluate__domains__shapes=str(copy))
+    sweep, run = planned(trained, "lora")
+    assert is_finished(sweep, run, "dev")  # the same questions, elsewhere
+    noise = (run.folder / "predictions" / "dev" / "noise.jsonl").stat().st_mtime_ns
+    head, *lines = (copy / "eval_dev.tsv").read_text("utf-8").splitlines(keepends=True)
+    place = head.split("\t").index("question")
+    cells = [line.split("\t") for line in lines]
+    asked = ["\t".join([*row[:place], "Anew: " + row[place], *row[place + 1 :]]) for row in cells]
+    (copy / "eval_dev.tsv").write_text("".join([head, *asked]), "utf-8")
+    assert not is_finished(sweep, run, "dev")
+    assert run.name in read_answers(sweep, "dev").stale
+    do_run(sweep, run)
+    found = answers(run.folder)
+    assert found["shapes.jsonl"].count("Anew: ") == len(found["shapes.jsonl"].splitlines())
+    assert (run.folder / "predictions" / "dev" / "noise.jsonl").stat().st_mtime_ns == noise
+    assert is_finished(sweep, run, "dev")
+
+
+def test_predictions_that_are_not_as_written_are_made_anew(trained: Path) -> None:
+    sweep, run = planned(trained, "lora")
+    path = run.folder / "predictions" / "dev" / "noise.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
+    with pytest.raises(DataError, match=r"noise\.jsonl was changed after it was written"):
+        read_answers(sweep, "dev")
+    do_run(sweep, run)
+    assert path.read_bytes() == whole
+
+
+def test_kinds_that_no_file_has_are_refused_before_anything_is_trained(trained: Path) -> None:
+    sweep = edit(trained, evaluate__kinds=["naming", "nameing"])
+    with pytest.raises(DataError, match=r"unknown 'nameing'; did you mean 'naming'"):
+        check_files(sweep.evaluate, "dev")
+    sweep = edit(trained, evaluate__kinds=["none"])
+    with pytest.raises(DataError, match=r"eval_dev.tsv has choice, naming in ar, en"):
+        check_files(sweep.evaluate, "dev")
+
+
+def test_a_line_of_the_log_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"reason": "best\u2028on dev"})  # no end of a line, but Python's
+    with monkeypatch.context() as patch:
+        write = os.write
+        patch.setattr(os, "write", lambda to, data: write(to, data[:5]))  # as on a full disk
+        with pytest.raises(CheckpointError, match="No space left"):
+            append_line(path, {"lost": True})
+    append_line(path, {"next": 1})
+    assert read_lines(path) == [{"reason": "best\u2028on dev"}, {"next": 1}]
+
+
+def test_a_run_whose_sweep_is_gone_before_it_looks_does_not_go_on() -> None:
+    watching = "from llava_mole.sweeping.one_run import watch_sweep; watch_sweep(); print('alone')"
+    for parent, code in ((1, 1), (0, 0)):  # not this process, and none
+        found = subprocess.run(
+            [sys.executable, "-c", watching], env=os.environ | {STARTED_BY: str(parent)},
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (found.returncode, found.stdout) == (code, "" if code else "alone\n")
+
+
+def test_a_run_that_does_not_say_what_it_is_can_be_put_aside(trained: Path) -> None:
+    sweep, run = planned(trained, "lora")
+    write_json(run.folder / "run.json", {})
+    with pytest.raises(CheckpointError, match="no digest with a recipe"):
+        is_finished(sweep, run, "dev")
+    assert changed_folder(run)
 
 
 def test_a_run_is_scored_on_the_domains_of_its_arm(trained: Path) -> None:

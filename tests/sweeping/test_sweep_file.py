@@ -60,13 +60,46 @@ def test_what_no_key_can_tell_alone_is_listed_too(tmp_path):
     _, *lines = problems_of(tmp_path, text)
     found = {line.split(":")[1]: line for line in lines}
     assert "seeds: 0 stands there twice" in lines[0]
-    assert any("seeds=-1: must be at least 0" in line for line in lines)
+    assert any("seeds=-1: must be from 0 to" in line for line in lines)
     assert "arms.mo/e: a name is made of letters" in found["7"]
     assert "arms.mo/e.set.seed: a sweep sets it; say seeds" in found["8"]
     assert "unknown 'xx'" in found["12"]
     assert "claims.first_claim.first: unknown 'lorra'; did you mean 'lora'?" in found["14"]
     assert "measure=gain: needs evaluate.withheld" in lines[-1]
     assert any("add up to 2, of the second to 1" in line for line in lines)
+
+
+def test_a_name_that_yaml_reads_as_something_else_is_refused(tmp_path):
+    text = WRONG.replace("  lora:\n    sett: {model.lora.r: 4}", "  on: {}\n  2024: {}")
+    text = text.replace("mo/e", "moe").replace("items: 0", "items: 3\n  kinds: []")
+    text = text.replace("{shapes: shapes}", "{7: shapes}").replace("up", "less")
+    text += "grid:\n  rank: {8: {model.lora.r: 8}}\n  rate: {}\n"
+    _, *lines = problems_of(tmp_path, text.replace("modell", "model"))
+    said = "\n".join(lines)
+    assert "arms.True: YAML reads True here; a name in quotes" in said
+    assert "arms.2024: YAML reads 2024 here" in said
+    assert "evaluate.domains.7: YAML reads 7 here" in said
+    assert "grid.rank.8: YAML reads 8 here" in said
+    assert "grid.rate: empty" in said
+
+
+def test_what_would_be_told_after_training_is_told_before(tmp_path):
+    text = WRONG.replace("sett:", "set:").replace("mo/e:\n    set: {seed: 3}", "moe: {}")
+    text = text.replace("-1]", f"{2**32}]").replace("items: 0", "kinds: []\n  normalization: mean")
+    text = text.replace("{first: {lora: 2}, second: lora", "{first: {lora: 2.e+308}, second: lora")
+    _, *lines = problems_of(tmp_path, text.replace("up", "less").replace("modell", "model"))
+    said = "\n".join(lines)
+    assert f"seeds={2**32}: must be from 0 to {2**32 - 1}" in said
+    assert "evaluate.kinds: empty; leave the key out for all" in said
+    assert "a weight is a number of at most 1000" in said
+    wrong = text.replace("normalization: mean", "normalization: avg")
+    assert any("evaluate.normalization='avg'" in line for line in problems_of(tmp_path, wrong))
+
+
+def test_a_mistake_in_what_all_arms_share_is_told_there(sweep_file):
+    path = sweep_file(set={"model.loraa.r": 4})
+    with pytest.raises(ConfigError, match=r"sweep.yaml:\d+: set\.model\.loraa\.r: model\.loraa"):
+        plan_runs(read_sweep(path), path)
 
 
 def test_an_arm_counts_only_where_it_is_scored(sweep_file):
