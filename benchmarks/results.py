@@ -1,4 +1,4 @@
-"""docs/results.md and docs/results-development.md: their tables and pictures, from the packs.
+"""docs/results.md, docs/results-development.md, README's summary: tables and pictures from packs.
 
     python benchmarks/results.py                # from configs/experiments/results
     python benchmarks/results.py --check        # say what differs, write nothing
@@ -11,9 +11,10 @@ configs/experiments/results/NAME, and each split that is packed, the pages' bloc
 
 are written anew, `claims` being one of claims, margins (claims with `no_worse`, by domain),
 differences (claims of one seed), arms, domains, languages, kinds, costs, notes and routing; words
-outside of them are left alone. `<!-- every dev regimes -->` is a map over experiments. Pictures
-that a page shows, NAME-SPLIT-PART.png in docs/images/results with claims, domains, languages,
-routing-domain, routing-language, use, cells-words, cells-answer or gates as PART, are drawn anew.
+outside of them are left alone. `<!-- every dev regimes -->` and `<!-- every test summary -->` are
+of several experiments. Pictures that a page shows, NAME-SPLIT-PART.png in docs/images/results with
+claims, domains, languages, routing-domain, routing-language, use, cells-words, cells-answer or
+gates as PART, are drawn anew.
 Routing is what `benchmarks/routing_report.py --summary` left in
 configs/experiments/results/NAME/routing-SPLIT. After new runs: `llava-mole sweep
 configs/experiments/NAME-sweep.yaml --split SPLIT --pack configs/experiments/results/NAME`, then
@@ -45,13 +46,14 @@ from llava_mole.evaluation.routing_summary import (  # noqa: E402
     told,
 )
 from llava_mole.folders import writing_file  # noqa: E402
-from llava_mole.sweeping import SPLITS  # noqa: E402
+from llava_mole.sweeping import SPLITS, TEST  # noqa: E402
 from llava_mole.sweeping.figures import draw_claims, draw_marks  # noqa: E402
 from llava_mole.sweeping.packing import read_pack  # noqa: E402
 from llava_mole.sweeping.report import (  # noqa: E402
     SweepReport,
     claims_table,
     from_to,
+    in_words,
     make_report,
 )
 from llava_mole.sweeping.sweep_file import Sweep, read_sweep  # noqa: E402
@@ -66,25 +68,42 @@ from llava_mole.sweeping.tables import (  # noqa: E402
 
 EXPERIMENTS = ROOT / "configs/experiments"
 PACKS = EXPERIMENTS / "results"
-PAGES = (ROOT / "docs/results.md", ROOT / "docs/results-development.md")
+PAGES = (ROOT / "docs/results.md", ROOT / "docs/results-development.md", ROOT / "README.md")
 PICTURES = ROOT / "docs/images/results"
 EVERY = "every"
-REGIMES: tuple[tuple[str, str, str, str, str], ...] = (
-    ("rank 16, steps of six pictures", "domain-mix-dev", "dev", "alone_above_the_mix", "experts"),
-    ("rank 2, the same", "domain-low-rank-dev", "dev", "alone_above_the_mix", "experts"),
-    ("rank 2, contradictory styles", "domain-styles-dev", "dev", "alone_above_the_mix", "experts"),
-    ("the same, twice the rate for the mix", "domain-styles-dev", "dev", "",
-     "experts_at_twice_the_rate"),
-    ("the same, four times the rate for the mix", "domain-styles-dev", "dev",
-     "at_four_times_the_rate", ""),
-    ("the same, steps of one picture", "domain-styles-dev", "dev", "in_small_steps",
-     "experts_in_small_steps"),
-    ("rank 16, steps of one picture", "domain-steps-dev", "dev", "alone_above_the_mix", "experts"),
+ALONE, EXPERTS, PLAIN = "alone_above_the_mix", "experts", "same_parameters"
+REGIMES: tuple[tuple[str, str, str, str, str, str], ...] = (
+    ("rank 16, the mix in steps of six pictures", "domain-mix-dev", "dev", ALONE, EXPERTS, PLAIN),
+    ("rank 2, the same", "domain-low-rank-dev", "dev", ALONE, EXPERTS, ""),
+    ("rank 2, contradictory styles", "domain-styles-dev", "dev", ALONE, EXPERTS, PLAIN),
+    ("the same, the mix at twice the rate", "domain-styles-dev", "dev", "",
+     "experts_at_twice_the_rate", ""),
+    ("the same, the mix at four times the rate", "domain-styles-dev", "dev",
+     "at_four_times_the_rate", "", ""),
+    ("the same, the mix too in steps of one picture", "domain-styles-dev", "dev", "in_small_steps",
+     "experts_in_small_steps", ""),
+    ("rank 16, steps of one picture", "domain-steps-dev", "dev", ALONE, EXPERTS, ""),
     ("rank 16, steps of one picture, test, five seeds", "domain-mix", "test", "mixing_hurts",
-     "experts_help"),
+     "experts_help", PLAIN),
 )  # fmt: skip
-"""What is different, experiment, split, the claim that domains alone are above the mix, and the
-claim that experts are above plain LoRA."""
+"""What is different, experiment, split, and the claims that domains alone are above the mix, that
+experts are above plain LoRA, and that a plain LoRA of as many parameters is."""
+SUMMARY: tuple[tuple[str, str, str, str], ...] = (
+    ("mixing makes plain LoRA worse",
+     "a domain alone (its own fifth of the questions) above the mix", "domain-mix", "mixing_hurts"),
+    ("sparse experts beat plain LoRA on the mix", "as published, 2.4 × its parameters",
+     "domain-mix", "published_helps"),
+    ("", "four small experts beside a LoRA, 1.7 ×: chosen on dev", "domain-mix", "experts_help"),
+    ("they beat it on twice the samples", "the same", "domain-mix", "above_twice_the_samples"),
+    ("Parrot lifts languages that are rare in training", "as its paper has it",
+     "language-84-english", "paper_lifts_the_five"),
+    ("", "as its released code has it", "language-84-english", "code_lifts_the_five"),
+    ("", "ours: in stage 1 already, a long one, mostly English", "language-84-english",
+     "parrot_lifts_the_five"),
+    ("it is the language that does it", "ours above as large a module, steered by nothing",
+     "language-84-english", "by_the_language"),
+)  # fmt: skip
+"""A paper's claim, what stands for it here, experiment on test, claim."""
 BLOCK = re.compile(r"(<!-- (\S+) (dev|test) (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -112,7 +131,8 @@ class Known:
             trained = f"{costs[own[0]].trained_parameters:,}"
             steps = f"{costs[own[0]].steps:,}"
             if name in self.sweep.composed:
-                about = f"a model a domain; {next(iter(self.sweep.composed[name]))}: {about}"
+                domain = next(iter(self.sweep.composed[name]))
+                about = f"a model a domain, each on its own; {domain}: {about}"
                 trained = f"{len(own)} × {trained}"
                 parts = self.sweep.composed[name].items()
                 steps = ", ".join(f"{domain} {costs[arm].steps:,}" for domain, arm in parts)
@@ -139,29 +159,55 @@ class Known:
 
     def differences(self) -> str:
         """Claims without verdicts, for what one seed says."""
-        lines = ["| | difference | 95 % over pictures |", "|---|---:|---|"]
+        lines = ["| | of | difference | 95 % over pictures |", "|---|---|---:|---|"]
         for one in self.report.verdicts:
             if one.mean is not None and one.low is not None and one.high is not None:
-                mean, interval = points(one.mean, "+"), from_to(one.low, one.high)
-                lines.append(f"| {cell(one.about)} | {mean} | {interval} |")
+                claim = self.sweep.claims[one.claim]
+                arms = f"{claim.first} less {claim.second}"
+                cells = (one.about, arms, points(one.mean, "+"), from_to(one.low, one.high))
+                lines.append(f"| {' | '.join(map(cell, cells))} |")
         return "\n".join(lines) + "\n"
+
+
+Packed = dict[tuple[str, str], Known]
+"""(experiment, split) -> what is packed of it."""
 
 
 def difference(mean: float, low: float, high: float) -> str:
     return f"{points(mean, '+')} ({from_to(low, high)})"
 
 
-def regimes(known: dict[tuple[str, str], Known]) -> str:
+def regimes(known: Packed) -> str:
     """Where domains alone are above the mix, and what experts add there."""
-    lines = ["| regime | alone above the mix | experts above plain LoRA |", "|---|---:|---:|"]
-    for about, name, split, alone, experts in REGIMES:
-        own = known.get((name, split))
-        if own is None:
-            raise SystemExit(f"regimes: no pack of {name}, {split}")
-        lines.append(f"| {about} | {own.verdict(alone)} | {own.verdict(experts)} |")
+    heads = (
+        "| regime | alone above the mix | experts above plain LoRA | as many parameters without |"
+    )
+    lines = [heads, "|---|---:|---:|---:|"]
+    for about, name, split, *claims in REGIMES:
+        own = packed(known, name, split, "regimes")
+        lines.append(f"| {about} | {' | '.join(own.verdict(claim) for claim in claims)} |")
     return "\n".join(lines) + "\n"
 
 
+def summary(known: Packed) -> str:
+    """The papers' claims and their verdicts."""
+    lines = ["| claim | here | difference | p | verdict |", "|---|---|---:|---:|---|"]
+    for claim, here, name, key in SUMMARY:
+        own = packed(known, name, TEST, "summary")
+        [one] = [verdict for verdict in own.report.verdicts if verdict.claim == key]
+        cells = (claim, here, own.verdict(key), in_words(one.p_holm), one.verdict)
+        lines.append(f"| {' | '.join(map(cell, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def packed(known: Packed, name: str, split: str, part: str) -> Known:
+    """Raises SystemExit for what is not packed."""
+    if (name, split) not in known:
+        raise SystemExit(f"{part}: no pack of {name}, {split}")
+    return known[name, split]
+
+
+OF_ALL: dict[str, Callable[[Packed], str]] = {"regimes": regimes, "summary": summary}
 PARTS: dict[str, Callable[[Known], str]] = {
     "claims": lambda known: claims_table(known.report.verdicts),
     "differences": lambda known: known.differences(),
@@ -187,7 +233,7 @@ SHOWN: dict[str, Callable[[Known, Path], None]] = {
 }
 
 
-def reports(packs: Path) -> dict[tuple[str, str], Known]:
+def reports(packs: Path) -> Packed:
     """(experiment, split) -> its report and routing, of every pack there is."""
     found = {}
     for folder in sorted(path for path in packs.glob("*") if path.is_dir()):
@@ -217,7 +263,7 @@ def check_runs(folder: Path, routing: Summaries, report: SweepReport) -> None:
                 )
 
 
-def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
+def filled(text: str, known: Packed) -> str:
     """A page with its blocks written anew.
 
     Raises:
@@ -226,8 +272,8 @@ def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, name, split, part, _, end = match.groups()
-        if (name, part) == (EVERY, "regimes"):
-            return f"{start}{regimes(known).rstrip()}\n{end}"
+        if name == EVERY and part in OF_ALL:
+            return f"{start}{OF_ALL[part](known).rstrip()}\n{end}"
         one = known.get((name, split))
         if one is None or part not in PARTS:
             shown = ", ".join(f"{one} {other}" for one, other in known)
@@ -241,7 +287,7 @@ def filled(text: str, known: dict[tuple[str, str], Known]) -> str:
     return BLOCK.sub(block, text)
 
 
-def draw(known: dict[tuple[str, str], Known], folder: Path, page: str) -> None:
+def draw(known: Packed, folder: Path, page: str) -> None:
     """Those that the page shows."""
     for path, one, part in pictures(known, folder, page):
         try:
@@ -250,9 +296,7 @@ def draw(known: dict[tuple[str, str], Known], folder: Path, page: str) -> None:
             raise SystemExit(str(error)) from error
 
 
-def pictures(
-    known: dict[tuple[str, str], Known], folder: Path, page: str
-) -> list[tuple[Path, Known, str]]:
+def pictures(known: Packed, folder: Path, page: str) -> list[tuple[Path, Known, str]]:
     """Those that the page shows, of what, and which part of it."""
     every = [
         (folder / f"{name}-{split}-{part}.png", one, part)
@@ -291,6 +335,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stale += [f"{page}, {path}: not there" for path in shown if not path.is_file()]
         for one in stale:
             print(f"{one}: not what the packs say; python benchmarks/results.py")
+        if not stale:
+            count = sum(len(BLOCK.findall(text)) for text in after.values())
+            print(f"{len(after)} pages, {count} blocks: as the packs say")
         return int(bool(stale))
     for page, text in after.items():
         draw(known, args.pictures, text)

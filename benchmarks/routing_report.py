@@ -163,15 +163,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="model folder of this project")
-    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=FILE")
+    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=FILE",
+                        help="a domain and its file of questions; NAME:LANGUAGE=FILE")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--summary", type=Path, help="a small file besides: ARM-seed-N.json")
+    parser.add_argument(
+        "--summary",
+        type=Path,
+        help="a small file besides, for tables of several models: ARM-seed-N.json",
+    )
     parser.add_argument("--items", type=int, default=25, help="a domain and language (default 25)")
-    parser.add_argument("--examples", type=int, default=5, help="questions shown token by token")
+    parser.add_argument(
+        "--examples", type=int, default=5, help="questions shown token by token (default 5)"
+    )
     parser.add_argument("--shuffles", type=int, default=200, help="of the control (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffles")
     parser.add_argument("--rows", type=int, default=16, help="of one pass (default 16)")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="such as cuda (default cpu)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     try:

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llava_mole.errors import DataError
+from llava_mole.errors import ConfigError, DataError
+from llava_mole.sweeping import TEST
 from llava_mole.sweeping.measures import parameters_of, trained_parameters
 from llava_mole.sweeping.one_run import is_finished
 from llava_mole.sweeping.order import order_of, planned_steps, where_they_part
 from llava_mole.sweeping.plan import PlannedRun, in_one_line
 from llava_mole.sweeping.run_folder import RUN, changed
-from llava_mole.sweeping.scoring import check_files
+from llava_mole.sweeping.scoring import check_choice, check_files
 from llava_mole.sweeping.sweep_file import Sweep
 from llava_mole.training.data import read_stages
 
@@ -97,7 +98,9 @@ def dry_run(sweep: Sweep, runs: list[PlannedRun], split: str, console: Console) 
         console.print(f"claim {claim}", markup=False, soft_wrap=True)
     try:
         check_files(sweep.evaluate, split)
-    except DataError as error:
+        if split == TEST:
+            check_choice(sweep, list(arms))
+    except (ConfigError, DataError) as error:
         problems.append(str(error))
     for problem in problems:
         console.print(problem, style="red", markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_mole.evaluation.results import printable
+from llava_mole.evaluation.results import points, printable
 from llava_mole.folders import writing_file
 from llava_mole.sweeping.claims import (
     EXPLORATORY,
@@ -27,6 +27,8 @@ COLOURS = {
     EXPLORATORY: "tab:blue",
 }
 
+PLAIN = "#444444"
+"""Of a domain, which has no verdict of its own."""
 WIDE = 60
 """Characters of a claim in a line."""
 
@@ -47,20 +49,20 @@ def save(figure: Any, path: Path) -> None:
 
 
 def draw_claims(verdicts: Sequence[Verdict], path: Path) -> None:
-    """A line a claim, its domains smaller below it where it is no exploratory one, points on the
-    axis. Two claims about one difference share its domains. Names are drawn as they are: `$` starts
-    no formula."""
+    """A line a claim in its verdict's colour, its domains smaller below it where it is no
+    exploratory one, points on the axis. Two claims about one difference share its domains. Names
+    are drawn as they are: `$` starts no formula."""
     rows: list[tuple[str, float, float, float, str, bool]] = []
     drawn = []
     for one in verdicts:
         if one.mean is None or one.low is None or one.high is None:
             continue
         colour = COLOURS[one.verdict]
-        label = "\n".join(wrap(f"{one.about or one.claim}: {one.verdict}", WIDE))
+        label = "\n".join(wrap(one.about or one.claim, WIDE))
         rows.append((label, one.mean, one.low, one.high, colour, True))
         domains = one.domains or {}
         if len(domains) > 1 and one.verdict != EXPLORATORY and domains not in drawn:
-            rows += [(name, *three, colour, False) for name, three in domains.items()]
+            rows += [(name, *three, PLAIN, False) for name, three in domains.items()]
             drawn.append(domains)
     if not rows:
         return
@@ -70,6 +72,9 @@ def draw_claims(verdicts: Sequence[Verdict], path: Path) -> None:
         axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=width)
         axes.plot(100 * mean, place, "o", color=colour, markersize=size)
     axes.axvline(0, color="black", linewidth=0.8)
+    for verdict in dict.fromkeys(one.verdict for one in verdicts if one.mean is not None):
+        axes.plot([], [], color=COLOURS[verdict], linewidth=2.5, label=verdict)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     labels = [
         "\n".join(map(printable, row[0].split("\n"))) if row[5] else f"   {printable(row[0])}"
         for row in reversed(rows)
@@ -101,7 +106,7 @@ def draw_marks(marks: Sequence[Mark], by: str, path: Path) -> None:
     for (row, column), value in np.ndenumerate(table):
         if not np.isnan(value):
             dark = abs(apart[row, column]) > 0.6 * most
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8,
+            axes.text(column, row, points(value / 100), ha="center", va="center", fontsize=8,
                       color="white" if dark else "black")  # fmt: skip
     shown = [printable(name) if name != ALL else "mean" for name in names]
     axes.set_xticks(range(len(names)), shown, fontsize=8, parse_math=False)

@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -204,7 +204,7 @@ def kinds_table(rows: Sequence[Mark]) -> str:
 
 
 def costs_table(rows: Sequence[Cost]) -> str:
-    """Markdown: means over seeds, a line an arm."""
+    """Markdown: medians over seeds, a line an arm."""
     lines = [
         "| arm | trained parameters | steps | seconds a step | × reference | minutes | peak GiB "
         "| seeds |",
@@ -215,9 +215,9 @@ def costs_table(rows: Sequence[Cost]) -> str:
         ratios = [row.ratio for row in own if row.ratio is not None]
         lines.append(
             f"| {cell(arm)} | {own[0].trained_parameters:,} | {own[0].steps:,} "
-            f"| {fmean(row.step_seconds for row in own):.3g} "
-            f"| {f'{fmean(ratios):.2f}' if ratios else '–'} "
-            f"| {fmean(row.minutes for row in own):.1f} "
+            f"| {median(row.step_seconds for row in own):.3g} "
+            f"| {f'{median(ratios):.2f}' if ratios else '–'} "
+            f"| {median(row.minutes for row in own):.1f} "
             f"| {max(row.peak_gib for row in own):.2f} | {len(own)} |"
         )
     return "\n".join(lines) + "\n"

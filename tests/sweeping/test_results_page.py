@@ -94,18 +94,18 @@ def test_arms_are_told_apart_by_what_they_are(
     (tmp_path / "page.md").write_text("<!-- mine dev differences -->\n<!-- end -->\n", "utf-8")
     assert script.main(words) == 0
     [row] = (tmp_path / "page.md").read_text("utf-8").splitlines()[3:-1]
-    assert row.startswith("| b is better | +")
+    assert row.startswith("| b is better | b less a | +")
 
 
 def test_regimes_are_claims_of_several_experiments(
     script: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "page.md").write_text("<!-- every dev regimes -->\n<!-- end -->\n", "utf-8")
-    monkeypatch.setattr(script, "REGIMES", (("plain", "mine", "dev", "it", "none such"),))
+    monkeypatch.setattr(script, "REGIMES", (("plain", "mine", "dev", "it", "none such", "it"),))
     assert script.main(words) == 0
     [row] = (tmp_path / "page.md").read_text("utf-8").splitlines()[3:-1]
-    assert re.fullmatch(r"\| plain \| \+\S+ \(\S+ to \S+\) \| – \|", row)
-    monkeypatch.setattr(script, "REGIMES", (("plain", "other", "dev", "it", "it"),))
+    assert re.fullmatch(r"\| plain \| (\+\S+ \(\S+ to \S+\)) \| – \| \1 \|", row)
+    monkeypatch.setattr(script, "REGIMES", (("plain", "other", "dev", "it", "it", "it"),))
     with pytest.raises(SystemExit, match="no pack of other, dev"):
         script.main(words)
 
