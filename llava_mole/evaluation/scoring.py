@@ -138,7 +138,8 @@ def score_options(
         rows_per_batch: rows of one forward pass.
         features: the frozen tower's features by picture, so that a picture asked about many times
             is encoded once. None: encoded once per batch that shows it.
-        share_prompt: options as branches of one row. None: where `tree.check_supported` allows.
+        share_prompt: options as branches of one row. None: where `tree.check_supported` allows, and
+            no experts are routed by the whole prompt.
         progress: show a bar.
         together: each rank scores its share for all (see `ranks.py`); every rank must call this
             with the same queries.
@@ -147,14 +148,17 @@ def score_options(
         DataError: a query without options, an empty option, a prompt longer than the context, a
             broken picture.
         ConfigError: no row in a batch; `share_prompt=True` for a family whose trees are not
-            verified; a chat template whose prompt changes with the answer.
+            verified, or for experts that are routed by the whole prompt; a chat template whose
+            prompt changes with the answer.
     """
     if rows_per_batch < 1:
         raise ConfigError(f"rows_per_batch={rows_per_batch}: must be at least 1")
     if share_prompt is None:
-        share_prompt = trees_supported(model)
+        share_prompt = trees_supported(model) and not routed_by_prompts(model)
     elif share_prompt:
         tree.check_supported(model.config.text_config)
+        if routed_by_prompts(model):
+            raise ConfigError("share_prompt=True: its experts are routed by the whole prompt")
     context = model.config.text_config.max_position_embeddings
     rows: list[ScoredRow] = []
     for index, query in enumerate(queries):
@@ -201,6 +205,12 @@ def score_options(
         [OptionScore(*score) for score in zip(*parts, strict=True)]
         for parts in zip(sums, counts, ends, strict=True)
     ]
+
+
+def routed_by_prompts(model: LlavaMoleForConditionalGeneration) -> bool:
+    """Whether experts are chosen once a sequence, by its prompt."""
+    experts = model.config.mole_part
+    return experts is not None and experts.prefix_depends_on_question
 
 
 def trees_supported(model: LlavaMoleForConditionalGeneration) -> bool:
@@ -301,6 +311,12 @@ def row_logprobs(
         steering = processor.steering([row.question for row in rows])
         inputs.update({key: value.to(device) for key, value in steering.items()})
 
+    if routed_by_prompts(model) and model.mole is not None:
+        # by the question, as in training: not by the option after it
+        prompt = torch.zeros_like(input_ids, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            prompt[number, : row.places[0][0] + 1] = True
+        model.mole.provide(prompt_mask=prompt)
     keep = torch.zeros_like(input_ids, dtype=torch.bool)
     for number, row in enumerate(rows):
         keep[number, sorted({position for position, _, _ in row.places})] = True

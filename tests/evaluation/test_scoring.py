@@ -7,6 +7,7 @@ import torch
 
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.evaluation.scoring import OptionScore, Query, choose, score_options
+from llava_mole.mole import MoleConfig
 from tests import helpers
 
 QUERIES = [
@@ -25,6 +26,8 @@ def plain(model, processor, query: Query) -> list[float]:
         encoded = processor.encode(query.messages(option))
         images = [] if query.image is None else [query.image]
         batch = processor.batch([encoded], images)
+        if model.mole is not None:
+            model.mole.provide(answers=torch.tensor([encoded.labels]) != -100)
         with torch.no_grad():
             logits = model(**batch).logits[0].float().log_softmax(-1)
         sums.append(sum(float(logits[i - 1, t]) for i, t in enumerate(encoded.labels) if t != -100))
@@ -44,6 +47,16 @@ def test_scores_are_those_of_the_full_logits(tiny_model, family, share_prompt):
     )
     expected = torch.tensor([s for query in QUERIES for s in plain(model, processor, query)])
     torch.testing.assert_close(numbers(scores), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_experts_that_are_routed_by_the_prompt_do_not_see_the_options(tiny_model):
+    experts = MoleConfig(method="conditional_mixlora", num_experts=6, r=2, gate="scaled")
+    model, processor = tiny_model(mole=experts)
+    scores = score_options(model, processor, QUERIES, rows_per_batch=3, progress=False)
+    expected = torch.tensor([s for query in QUERIES for s in plain(model, processor, query)])
+    torch.testing.assert_close(numbers(scores), expected, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ConfigError, match="routed by the whole prompt"):
+        score_options(model, processor, QUERIES, share_prompt=True, progress=False)
 
 
 @pytest.mark.parametrize("template", ["gemma", "chatml", "vicuna_v1"])
