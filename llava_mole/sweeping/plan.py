@@ -23,6 +23,8 @@ from llava_mole.training.schema import load_recipe
 
 PLACES = ("language_model", "vision_model", "image_root", "path")
 """Keys of a recipe that name where something lies."""
+NO_START = "model.start_from: no folder"
+"""Begins what is said of a model folder that another command has yet to make."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ def plan_runs(
         arms, seeds: only these; None: all.
 
     Raises:
-        ConfigError: listing what is wrong with the recipe of any arm, whichever are asked for.
+        ConfigError: listing what is wrong with the recipe of any arm, whichever are asked for; only
+            of these that a model folder to start from is not there yet.
     """
     check_asked(sweep, arms, seeds)
-    recipes = load_recipes(sweep, path)
+    recipes = load_recipes(sweep, path, arms)
     runs = []
     for seed in sweep.seeds:
         for arm, loaded in recipes.items():
@@ -97,8 +100,9 @@ def check_asked(sweep: Sweep, arms: Sequence[str] | None, seeds: Sequence[int] |
         raise ConfigError("\n".join(problems))
 
 
-def load_recipes(sweep: Sweep, path: Path) -> dict[str, Recipe]:
-    """Arm -> its recipe under the first seed. Raises ConfigError listing every arm's problems."""
+def load_recipes(sweep: Sweep, path: Path, arms: Sequence[str] | None = None) -> dict[str, Recipe]:
+    """Arm -> its recipe under the first seed; one that is not among `arms` and starts from a folder
+    that is not there is left out. Raises ConfigError listing every arm's problems."""
     base = beside(sweep.base, path)
     seed = sweep.seeds[0]
 
@@ -114,13 +118,17 @@ def load_recipes(sweep: Sweep, path: Path) -> dict[str, Recipe]:
     common = load(sweep.out / "runs", {})
     known = common if isinstance(common, list) else []
     problems, recipes = [f"{whose(problem, sweep.set)}: {problem}" for problem in known], {}
+    later = 0
     for name in sweep.arm_names():
         found = load(run_folder(sweep.out, name, seed), sweep.arm(name).set)
         if isinstance(found, list):
+            if arms is not None and name not in arms and all(NO_START in one for one in found):
+                later += 1
+                continue
             problems += [f"arms.{name}: {one}" for one in found if one not in known]
         else:
             recipes[name] = found
-    if len(recipes) < len(sweep.arm_names()):  # a base that is no recipe yet may become one
+    if len(recipes) + later < len(sweep.arm_names()):  # a base that is no recipe yet may become one
         lines = key_lines(path)
         shown = "".join(f"\n  {with_line(path, problem, lines)}" for problem in problems)
         raise ConfigError(f"{path}: {counted(problems)} with {base}{shown}")

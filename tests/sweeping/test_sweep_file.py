@@ -102,6 +102,15 @@ def test_a_mistake_in_what_all_arms_share_is_told_there(sweep_file):
         plan_runs(read_sweep(path), path)
 
 
+def test_a_start_that_is_not_there_yet_keeps_no_other_arm(sweep_file):
+    path = sweep_file(arms__moe__set={"model.start_from": "not/yet"})
+    sweep = read_sweep(path)
+    assert {run.arm for run in plan_runs(sweep, path, arms=["lora"])} == {"lora"}
+    for arms in (["moe"], ["lora", "moe"], None):
+        with pytest.raises(ConfigError, match=r"arms\.moe: model.start_from: no folder"):
+            plan_runs(sweep, path, arms=arms)
+
+
 def test_an_arm_counts_only_where_it_is_scored(sweep_file):
     path = sweep_file(
         arms__lora__domains=["shapes"],
