@@ -84,6 +84,7 @@ REGIMES: tuple[tuple[str, str, str, str, str, str], ...] = (
      "experts_in_small_steps", ""),
     ("rank 16, steps of one picture", "domain-steps-dev", "dev", ALONE, EXPERTS, ""),
     ("the same, half as long", "domain-regimes-dev", "dev", "half_as_long", "", ""),
+    ("the same, twice as long", "domain-regimes-dev", "dev", "twice_as_long", "", ""),
     ("rank 16, steps of one picture, test, five seeds", "domain-mix", "test", "mixing_hurts",
      "experts_help", PLAIN),
 )  # fmt: skip
