@@ -70,7 +70,7 @@ SWEEPS = (
 """In the order of the page's story; domain-oracle-dev starts from a run of domain-mix-dev."""
 COPIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "domain-methods-dev": ("domain-steps-dev", ("lora-5e-4", "shared-5e-4", "published-5e-4")),
-    "domain-regimes-dev": ("domain-steps-dev", ("lora-5e-4",)),
+    "domain-regimes-dev": ("domain-steps-dev", ("lora-1e-3",)),
     "language-84-english-short": ("language-84-english", ("first",)),
 }
 """Sweep -> another, and the arms that both have: trained once."""

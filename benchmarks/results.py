@@ -83,6 +83,8 @@ REGIMES: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("the same, the mix too in steps of one picture", "domain-styles-dev", "dev", "in_small_steps",
      "experts_in_small_steps", ""),
     ("rank 16, steps of one picture", "domain-steps-dev", "dev", ALONE, EXPERTS, ""),
+    ("the same, all at rate 1e-3", "domain-steps-dev", "dev", "alone_both_at_1e-3",
+     "experts_1e-3", ""),
     ("the same, half as long", "domain-regimes-dev", "dev", "half_as_long", "", ""),
     ("the same, twice as long", "domain-regimes-dev", "dev", "twice_as_long", "", ""),
     ("rank 16, steps of one picture, test, five seeds", "domain-mix", "test", "mixing_hurts",

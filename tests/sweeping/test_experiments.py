@@ -67,8 +67,8 @@ def test_commands_are_the_tools_own(script: Any) -> None:
 def test_a_run_that_two_sweeps_share_is_copied_whole(script: Any, tmp_path: Path) -> None:
     found = script.steps(["domain-steps-dev", "domain-regimes-dev"], "2", Path("out"))
     (copy,) = [step for step in found if step.words[0] == "-c"]
-    (tmp_path / "runs/sweeps/domain-steps-dev/runs/lora-5e-4/seed-100").mkdir(parents=True)
-    half = tmp_path / "runs/sweeps/domain-regimes-dev/runs/lora-5e-4.part"
+    (tmp_path / "runs/sweeps/domain-steps-dev/runs/lora-1e-3/seed-100").mkdir(parents=True)
+    half = tmp_path / "runs/sweeps/domain-regimes-dev/runs/lora-1e-3.part"
     half.mkdir(parents=True)  # an earlier copy that was stopped
     subprocess.run([sys.executable, *copy.words], cwd=tmp_path, check=True)
     assert (half.with_suffix("") / "seed-100").is_dir()
