@@ -156,6 +156,13 @@ def test_what_does_not_fit_is_refused(labels, options, message) -> None:
         mutual_information(dirichlet(2, 3, 0), labels, **options)
 
 
+def test_what_is_no_number_tells_nothing() -> None:
+    shares = dirichlet(4, 3, 0)
+    shares[1, 0, 2] = float("nan")
+    with pytest.raises(ConfigError, match="shares hold nan or infinity"):
+        mutual_information(shares, ["en", "en", "ar", "ar"])
+
+
 def test_shares_as_a_pass_leaves_them_are_refused_with_how_to_stack_them() -> None:
     with pytest.raises(ConfigError, match=r"torch\.stack\(\[one\.shares for one in"):
         mutual_information([object()], ["a"])  # type: ignore[arg-type]
