@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -243,3 +245,15 @@ def write_run(sweep: Sweep, arm: str, seed: int, rate: Rate, pictures: int, orde
     write_json(folder / "done.json", done)
     recipe = {"seed": seed, "arm": arm, "workers": seed}  # workers move no weight
     write_json(folder / "run.json", {"digest": arm, "recipe": recipe})
+
+
+def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/NAME.py as a module."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module

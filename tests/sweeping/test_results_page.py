@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import yaml
 
 from llava_mole.sweeping.answers import read_answers
 from llava_mole.sweeping.packing import write_pack
+from tests.sweeping.conftest import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = """# Results
@@ -31,13 +30,7 @@ Words after. ![claims](pictures/mine-dev-claims.png)
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("results_page", ROOT / "benchmarks/results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("results", monkeypatch)
 
 
 @pytest.fixture
