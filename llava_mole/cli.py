@@ -357,6 +357,10 @@ def wanted_workers(args: argparse.Namespace) -> int:
         from llava_mole.sweeping import command
 
         return command.wanted_workers(args)
+    if args.command == "train":
+        from llava_mole.sweeping.watching import watch_sweep
+
+        watch_sweep()  # that this trains a start for, if any
     path = args.config or repository_file("configs/starter.yaml")
     wanted = workers_of(load_recipe(path, args.overrides))
     return 1 if args.command == "train" and args.dry_run else wanted

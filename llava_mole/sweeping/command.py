@@ -38,6 +38,7 @@ examples:
   llava-mole sweep FILE --only lora moe --seeds 0 1
   llava-mole sweep FILE --parallel 4           four at once: a device each, or a share of the cores
   llava-mole sweep FILE --one moe/seed-3       a single run, e.g. a task of a cluster's job array
+  llava-mole sweep FILE --prepare              before the first of these: what arms start from
   llava-mole sweep FILE --report               tables and verdicts anew, from the folders alone
   llava-mole sweep FILE --pack DIR             two files to publish, from which --report --from DIR
                                                works out every table and verdict again
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="sweep file (YAML)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
+    what.add_argument(
+        "--prepare",
+        action="store_true",
+        help="train the models that arms start from, copy runs that another sweep has done "
+        "(`starts`, `reuse` of the file), and stop; needed before --one only",
+    )
     what.add_argument(
         "--report", action="store_true", help="write the report from the runs' folders, and stop"
     )
@@ -111,8 +118,8 @@ def wanted_workers(args: argparse.Namespace) -> int:
     """Processes that one run is shared by; a sweep itself is one."""
     if args.one is None:
         return 1
-    from llava_mole.sweeping.one_run import watch_sweep
     from llava_mole.sweeping.plan import plan_runs
+    from llava_mole.sweeping.watching import watch_sweep
     from llava_mole.training.sharing import workers_of
 
     watch_sweep()
@@ -157,16 +164,23 @@ def run(args: argparse.Namespace) -> int:
 
         answers = read_pack(sweep, args.split, packed)
     if not args.report:
+        from llava_mole.sweeping.beforehand import copy_runs, train_starts
         from llava_mole.sweeping.dry_run import dry_run
-        from llava_mole.sweeping.plan import plan_runs
+        from llava_mole.sweeping.plan import check_asked, plan_runs
         from llava_mole.sweeping.scheduling import do_runs
         from llava_mole.training.resume import only_run
 
         arms = asked_arms(sweep, args)
-        runs = plan_runs(sweep, args.file, arms=arms, seeds=args.seeds)
+        check_asked(sweep, arms, args.seeds)
         if args.dry_run:
-            return dry_run(sweep, runs, args.split, console)
+            return dry_run(sweep, args.file, arms, args.seeds, args.split, console)
         with only_run(sweep.out):
+            if train_starts(sweep, args.file, arms or sweep.arm_names(), console):
+                return 1
+            runs = plan_runs(sweep, args.file, arms=arms, seeds=args.seeds)
+            copy_runs(sweep, runs, console)
+            if args.prepare:
+                return 0
             failed = do_runs(
                 sweep, args.file, runs, split=args.split, parallel=at_once(args.parallel),
                 again=args.again, console=console,

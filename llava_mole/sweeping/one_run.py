@@ -8,8 +8,6 @@ never the model in memory: then it does not matter when, or how often, a run was
 from __future__ import annotations
 
 import gc
-import os
-import threading
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -43,9 +41,6 @@ from llava_mole.sweeping.sweep_file import Sweep
 from llava_mole.training.data import read_stages
 from llava_mole.training.resume import only_run
 from llava_mole.training.run import run_recipe
-
-STARTED_BY = "LLAVA_MOLE_SWEEP"
-"""Environment: process id of the sweep that started this run."""
 
 
 def is_finished(sweep: Sweep, run: PlannedRun, split: str) -> bool:
@@ -182,20 +177,3 @@ def finish(sweep: Sweep, run: PlannedRun, trained: dict[str, Any]) -> None:
     }
     write_json(run.folder / DONE, done)
     tidy(run.folder, sweep.keep)
-
-
-def watch_sweep() -> None:
-    """A sweep that was killed outright cannot end its runs: they watch it. For the process that the
-    sweep started; ranks that it launches watch that one."""
-    parent = int(os.environ.get(STARTED_BY, "0"))
-    if not parent:
-        return
-    if os.getppid() != parent:  # it was killed while this process was starting
-        os._exit(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

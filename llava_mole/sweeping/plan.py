@@ -105,6 +105,7 @@ def load_recipes(sweep: Sweep, path: Path, arms: Sequence[str] | None = None) ->
     that is not there is left out. Raises ConfigError listing every arm's problems."""
     base = beside(sweep.base, path)
     seed = sweep.seeds[0]
+    hint = "; --prepare trains what `starts` names" if sweep.starts else ""
 
     def load(folder: Path, changes: dict[str, Any]) -> Recipe | list[str]:
         overrides = as_overrides(sweep.set | changes)
@@ -113,7 +114,8 @@ def load_recipes(sweep: Sweep, path: Path, arms: Sequence[str] | None = None) ->
             return load_recipe(base, overrides)
         except ConfigError as error:
             first, *problems = str(error).splitlines()
-            return [problem.strip() for problem in problems] or [first]
+            found = [problem.strip() for problem in problems] or [first]
+            return [one + hint if NO_START in one else one for one in found]
 
     common = load(sweep.out / "runs", {})
     known = common if isinstance(common, list) else []

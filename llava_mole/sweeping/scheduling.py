@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -24,11 +25,12 @@ from llava_mole import ranks
 from llava_mole.errors import ConfigError
 from llava_mole.sweeping import TEST
 from llava_mole.sweeping.expected import beyond_budget, past, seconds_left
-from llava_mole.sweeping.one_run import STARTED_BY, changed_folder, is_finished
+from llava_mole.sweeping.one_run import changed_folder, is_finished
 from llava_mole.sweeping.plan import PlannedRun
 from llava_mole.sweeping.run_folder import OUTPUT, check_unchanged, put_aside
 from llava_mole.sweeping.scoring import check_choice, check_files, scored
 from llava_mole.sweeping.sweep_file import Sweep
+from llava_mole.sweeping.watching import STARTED_BY
 from llava_mole.training.progress import duration
 
 TAIL = 2000
@@ -76,6 +78,12 @@ def make_slots(parallel: int | None) -> list[Slot]:
     each = count // wanted
     shares = [tuple(cores[i * each : (i + 1) * each]) or None for i in range(wanted)]
     return [Slot(share, {"OMP_NUM_THREADS": str(each)}) for share in shares]
+
+
+class Child(Protocol):
+    """What has a process that ends with the sweep."""
+
+    process: subprocess.Popen[bytes]
 
 
 @dataclass
@@ -197,7 +205,7 @@ def report(split: str, one: Started, console: Console) -> None:
 
 
 @contextmanager
-def ending_all(going: list[Started]) -> Iterator[None]:
+def ending_all(going: Sequence[Child]) -> Iterator[None]:
     """Whatever ends the sweep, its runs are told to end, write a checkpoint, and are waited for."""
     before = None
     if threading.current_thread() is threading.main_thread():

@@ -52,6 +52,16 @@ class Arm:
 
 
 @dataclass
+class Start:
+    """One entry of `starts:`: how the model of a folder is trained that arms start from."""
+
+    recipe: str
+    """Its recipe; from here, or from the sweep file's folder."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys of the recipe -> values, as an arm's."""
+
+
+@dataclass
 class Evaluation:
     """The `evaluate:` section: what is asked of each trained model."""
 
@@ -129,6 +139,12 @@ class Sweep:
     """Overrides of every arm, before its own."""
     grid: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Axis -> label -> overrides: every arm comes with every label of every axis, as ARM+LABEL."""
+    starts: dict[str, Start] = field(default_factory=dict)
+    """Folder -> the training whose output_dir it is. Where arms start from a model there
+    (`model.start_from: FOLDER/model`) that is not there yet, it is trained first."""
+    reuse: dict[str, list[str]] = field(default_factory=dict)
+    """Folder of another sweep -> arms that both have. A run that is done there is copied instead of
+    trained again, if its recipe is the same."""
     composed: dict[str, dict[str, str]] = field(default_factory=dict)
     """Name -> domain -> arm whose answers count there: specialists side by side as one arm. Nothing
     is trained for it."""
@@ -248,6 +264,13 @@ def problems_of(sweep: Sweep) -> list[str]:
         for own, where in OWN_KEYS.items():
             if own in overrides:
                 problems.append(f"{key}.{own}: a sweep sets it; say {where}")
+    for folder, start in sweep.starts.items():
+        if "output_dir" in start.set:
+            problems.append(f"starts.{folder}.set.output_dir: it is {folder}")
+    for folder, names in sweep.reuse.items():
+        problems += unknown(names, sweep.arm_names(), f"reuse.{folder}")
+        if Path(folder) == sweep.out:
+            problems.append(f"reuse.{folder}: that is this sweep's own output_dir")
     if not sweep.evaluate.domains:
         problems.append("evaluate.domains: empty; name a folder that a builder in data/ wrote")
     problems += unknown(sweep.evaluate.languages, LANGUAGES, "evaluate.languages")

@@ -234,10 +234,7 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
     clean(out)
     described = out / "recipe.json"
     resolved = described_recipe(recipe)
-    before = read_recipe(described)
-    if before is not None:
-        before = filled(before, recipe, resolved["content"])
-    changed = differences(before, resolved)
+    before, changed = compared(recipe, resolved)
     if resume == ANEW:
         remove_folder(out / "stages")
         (out / "log.jsonl").unlink(missing_ok=True)
@@ -256,6 +253,18 @@ def prepare_folder(recipe: Recipe, resume: str | Path) -> None:
         go_back(recipe, Path(resume))
     with writing_file(described) as file:
         json.dump(resolved, file, indent=2, ensure_ascii=False)
+
+
+def compared(recipe: Recipe, resolved: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The recipe that OUT was made by, if any, and what is another than in this one.
+
+    Args:
+        resolved: `described_recipe` of it.
+    """
+    before = read_recipe(Path(recipe.output_dir) / "recipe.json")
+    if before is not None:
+        before = filled(before, recipe, resolved["content"])
+    return before, differences(before, resolved)
 
 
 def described_recipe(recipe: Recipe) -> dict[str, Any]:

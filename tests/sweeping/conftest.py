@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.util
+import io
 import json
 import shutil
 import sys
@@ -14,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
+from llava_mole.cli import build_parser
 from llava_mole.evaluation.tables import Prediction, write_predictions
 from llava_mole.folders import sha256_file
 from llava_mole.sweeping.one_run import do_run
@@ -149,6 +153,17 @@ def edit(path: Path, **changes: Any) -> Sweep:
         node[last] = value
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return read_sweep(path)
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    return build_parser("sweep").parse_args(["sweep", *words])
+
+
+def recording() -> Console:
+    return Console(file=io.StringIO(), record=True, width=200)
 
 
 # ---------------------------------------------------------------------- written by hand

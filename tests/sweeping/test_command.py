@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import io
 import os
 import shutil
 import signal
@@ -20,31 +18,17 @@ import torch
 import yaml
 from rich.console import Console
 
-from llava_mole.cli import build_parser
 from llava_mole.errors import ConfigError
 from llava_mole.sweeping import command
 from llava_mole.sweeping.dry_run import dry_run
 from llava_mole.sweeping.expected import beyond_budget, past, seconds_left
-from llava_mole.sweeping.one_run import STARTED_BY, watch_sweep
 from llava_mole.sweeping.plan import plan_runs
 from llava_mole.sweeping.run_folder import read_json
-from llava_mole.sweeping.scheduling import (
-    Slot,
-    Started,
-    do_runs,
-    make_slots,
-)
-from tests.sweeping.conftest import edit
+from llava_mole.sweeping.scheduling import Slot, Started, do_runs, make_slots
+from llava_mole.sweeping.watching import STARTED_BY, watch_sweep
+from tests.sweeping.conftest import edit, parsed, recording
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def parsed(*words: str) -> argparse.Namespace:
-    return build_parser("sweep").parse_args(["sweep", *words])
-
-
-def recording() -> Console:
-    return Console(file=io.StringIO(), record=True, width=200)
 
 
 @pytest.mark.slow
@@ -119,7 +103,7 @@ def test_a_dry_run_tells_arms_apart_and_finds_what_is_missing(
         plan_runs(sweep, trained)
     sweep = edit(trained, arms={k: v for k, v in vars_of(trained)["arms"].items() if k != "fresh"})
     console = Console(width=160)
-    assert dry_run(sweep, plan_runs(sweep, trained), "dev", console) == 2
+    assert dry_run(sweep, trained, None, None, "dev", console) == 2
     said = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in said.splitlines() if line.count("│") > 5}
     assert "moe, over the base:\n  model.experts: {" in said

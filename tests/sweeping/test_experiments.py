@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llava_mole.cli import build_parser
+from llava_mole.sweeping.beforehand import start_of, trainings
+from llava_mole.sweeping.sweep_file import read_sweep
 from tests.sweeping.conftest import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,12 +20,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_script("experiments", monkeypatch)
 
 
+def steps_of_all(script: Any) -> list[Any]:
+    return script.steps(script.in_order(script.names_of_packs()), "2", Path("out"))
+
+
 def test_every_pack_is_made_anew(script: Any) -> None:
-    folders = {path.parent.name for path in (ROOT / script.PACKS).glob("*/*.json")}
-    assert folders <= set(script.SWEEPS)
-    found = script.steps(script.SWEEPS, "2", Path("out"))
-    words = [" ".join(step.words) for step in found]
-    for name in folders:
+    words = [" ".join(step.words) for step in steps_of_all(script)]
+    for name in script.names_of_packs():
         for split, runs in script.packed(name).items():
             (sweep,) = [
                 line for line in words
@@ -39,35 +40,37 @@ def test_every_pack_is_made_anew(script: Any) -> None:
 
 def test_what_a_step_reads_is_made_before_it(script: Any) -> None:
     made: set[str] = set()
-    for step in script.steps(script.SWEEPS, "2", Path("out")):
-        if "train" in step.words or "sweep" in step.words:
-            at = step.words[3] if step.words[3] != "--config" else step.words[4]
-            text = (ROOT / at).read_text("utf-8")
-            assert {f"runs/{name}" for name in script.START.findall(text)} <= made, at
-            assert set(script.OTHER.findall(text)) <= made, at
-            assert {f"datasets/{name}" for name in script.DATA.findall(text)} <= made, at
+    for step in steps_of_all(script):
+        if "sweep" in step.words:
+            path = ROOT / step.words[3]
+            sweep = read_sweep(path)
+            assert set(script.OTHER.findall(script.without_comments(path))) <= made, path
+            assert {Path(folder).name for folder in sweep.reuse} <= made, path
+            files = [path, sweep.base, *(one.recipe for one in sweep.starts.values())]
+            texts = [script.without_comments(one) for one in files]
+            read = {name for text in texts for name in script.DATA.findall(text)}
+            assert {f"datasets/{name}" for name in read} <= made, path
         made.add(step.name)
 
 
+def test_every_model_that_an_arm_starts_from_has_its_training(script: Any) -> None:
+    for name in script.names_of_packs():
+        path = ROOT / script.sweep_path(name)
+        sweep = read_sweep(path)
+        for arm in sweep.arm_names():
+            start = start_of(ROOT / sweep.base, sweep.set | sweep.arm(arm).set)
+            made = {folder.folder for folder in trainings(sweep, path, [arm])}
+            if not script.OTHER.search(f"start_from: {start}"):
+                assert str(start).removesuffix("/model") in made, (name, arm)
+
+
 def test_commands_are_the_tools_own(script: Any) -> None:
-    for step in script.steps(script.SWEEPS, "2", Path("out")):
+    for step in steps_of_all(script):
         if step.words[0] == "-m":
             command, *rest = step.words[2:]
             build_parser(command).parse_known_args([command, *rest])
-        elif step.words[0] != "-c":
+        else:
             assert (ROOT / step.words[0]).is_file()
-
-
-def test_a_run_that_two_sweeps_share_is_copied_whole(script: Any, tmp_path: Path) -> None:
-    found = script.steps(["domain-steps-dev", "domain-regimes-dev"], "2", Path("out"))
-    (copy,) = [step for step in found if step.words[0] == "-c"]
-    (tmp_path / "runs/sweeps/domain-steps-dev/runs/lora-1e-3/seed-100").mkdir(parents=True)
-    half = tmp_path / "runs/sweeps/domain-regimes-dev/runs/lora-1e-3.part"
-    half.mkdir(parents=True)  # an earlier copy that was stopped
-    subprocess.run([sys.executable, *copy.words], cwd=tmp_path, check=True)
-    assert (half.with_suffix("") / "seed-100").is_dir()
-    assert not half.exists()
-    assert copy.made == ROOT / half.with_suffix("").relative_to(tmp_path)
 
 
 def test_a_sweep_brings_what_it_starts_from(
@@ -77,9 +80,8 @@ def test_a_sweep_brings_what_it_starts_from(
     said = capsys.readouterr().out
     assert said.index("domain-mix-dev-sweep.yaml") < said.index("domain-oracle-dev-sweep.yaml")
     assert "data/flags.py" in said
-    assert "output_dir=runs/base  # " in said
     assert "answer_styles" not in said
-    assert "base-84" not in said
+    assert "language-84" not in said
 
 
 def test_it_stops_at_a_failure_and_goes_on_there(

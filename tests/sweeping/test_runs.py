@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from llava_mole.errors import CheckpointError, ConfigError, DataError
 from llava_mole.sweeping.answers import read_answers
-from llava_mole.sweeping.one_run import STARTED_BY, changed_folder, do_run, is_finished
+from llava_mole.sweeping.one_run import changed_folder, do_run, is_finished
 from llava_mole.sweeping.order import order_of, where_they_part
 from llava_mole.sweeping.plan import PlannedRun, arm_recipe, plan_runs, resolved
 from llava_mole.sweeping.run_folder import (
@@ -31,6 +31,7 @@ from llava_mole.sweeping.run_folder import (
 )
 from llava_mole.sweeping.scoring import check_files
 from llava_mole.sweeping.sweep_file import Sweep, read_sweep
+from llava_mole.sweeping.watching import STARTED_BY
 from llava_mole.training.data import read_stages
 from tests.sweeping.conftest import edit
 
@@ -267,7 +268,7 @@ def test_a_line_of_the_log_is_written_whole_or_not_at_all(
 
 
 def test_a_run_whose_sweep_is_gone_before_it_looks_does_not_go_on() -> None:
-    watching = "from llava_mole.sweeping.one_run import watch_sweep; watch_sweep(); print('alone')"
+    watching = "from llava_mole.sweeping.watching import watch_sweep; watch_sweep(); print('alone')"
     for parent, code in ((1, 1), (0, 0)):  # not this process, and none
         found = subprocess.run(
             [sys.executable, "-c", watching], env=os.environ | {STARTED_BY: str(parent)},
