@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from llava_mole.training.estimate import (
-    DEVICES,
-    GIB,
-    UTILISATION,
-    Estimate,
-    Probes,
-    Rows,
-    estimate_stage,
-)
+from llava_mole.training.estimate import DEVICES, GIB, UTILISATION, Estimate, estimate_stage
+from llava_mole.training.probes import Probes, Rows
 from llava_mole.training.recipe import Recipe, StageRecipe
 
 TEXT = (256, 128)

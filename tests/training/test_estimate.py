@@ -12,8 +12,9 @@ from llava_mole.configuration import ParrotConfig
 from llava_mole.errors import ConfigError
 from llava_mole.mole import MoleConfig
 from llava_mole.training.alive import AliveBytes
-from llava_mole.training.estimate import DEVICES, GIB, Probes, Rows, estimate_stage
+from llava_mole.training.estimate import DEVICES, GIB, estimate_stage
 from llava_mole.training.parts import set_trainable
+from llava_mole.training.probes import Probes, Rows
 from llava_mole.training.recipe import DataRecipe, Recipe, SourceRecipe, StageRecipe
 
 WIDE = {
