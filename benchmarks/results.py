@@ -86,7 +86,10 @@ REGIMES: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("the same, all at rate 1e-3", "domain-steps-dev", "dev", "alone_both_at_1e-3",
      "experts_1e-3", ""),
     ("the same, half as long", "domain-regimes-dev", "dev", "half_as_long", "", ""),
-    ("the same, twice as long", "domain-regimes-dev", "dev", "twice_as_long", "", ""),
+    ("the same, twice as long", "domain-long-dev", "dev", "mixing_hurts_1e-3",
+     "experts_help_1e-3", "same_parameters_1e-3"),
+    ("twice as long, all at rate 5e-4", "domain-long-dev", "dev", "mixing_hurts", "experts_help",
+     ""),
     ("rank 16, steps of one picture, test, five seeds", "domain-mix", "test", "mixing_hurts",
      "experts_help", PLAIN),
 )  # fmt: skip

@@ -164,25 +164,34 @@ def run(args: argparse.Namespace) -> int:
 
         answers = read_pack(sweep, args.split, packed)
     if not args.report:
-        from llava_mole.sweeping.beforehand import copy_runs, train_starts
+        from llava_mole.sweeping.beforehand import to_train, train_starts, waiting
         from llava_mole.sweeping.dry_run import dry_run
         from llava_mole.sweeping.plan import check_asked, plan_runs
-        from llava_mole.sweeping.scheduling import do_runs
+        from llava_mole.sweeping.reusing import copy_runs
+        from llava_mole.sweeping.scheduling import check_before, do_runs
         from llava_mole.training.resume import only_run
 
-        arms = asked_arms(sweep, args)
-        check_asked(sweep, arms, args.seeds)
+        asked = asked_arms(sweep, args)
+        check_asked(sweep, asked, args.seeds)
+        arms = asked or sweep.arm_names()
+        missing = to_train(sweep, args.file, arms)
+        later = waiting(sweep, args.file, arms, missing)
+        runs = plan_runs(sweep, args.file, arms=asked, seeds=args.seeds, later=later)
         if args.dry_run:
-            return dry_run(sweep, args.file, arms, args.seeds, args.split, console)
+            return dry_run(sweep, runs, args.split, console, missing=missing, later=later)
+        parallel = at_once(args.parallel)
+        check_before(sweep, arms, args.split, parallel)
         with only_run(sweep.out):
-            if train_starts(sweep, args.file, arms or sweep.arm_names(), console):
+            if train_starts(missing, console):
                 return 1
-            runs = plan_runs(sweep, args.file, arms=arms, seeds=args.seeds)
-            copy_runs(sweep, runs, console)
+            if later:
+                runs = plan_runs(sweep, args.file, arms=asked, seeds=args.seeds)
             if args.prepare:
+                copy_runs(sweep, runs, args.split, console)
+                console.print(f"{len(missing)} models trained; {len(runs)} runs may begin")
                 return 0
             failed = do_runs(
-                sweep, args.file, runs, split=args.split, parallel=at_once(args.parallel),
+                sweep, args.file, runs, split=args.split, parallel=parallel,
                 again=args.again, console=console,
             )  # fmt: skip
     report = make_report(sweep, args.split, answers)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,11 +15,12 @@ from rich.table import Table
 
 from llava_mole.errors import ConfigError, DataError
 from llava_mole.sweeping import TEST
-from llava_mole.sweeping.beforehand import reusable, to_train
+from llava_mole.sweeping.beforehand import Training
 from llava_mole.sweeping.measures import parameters_of, trained_parameters
 from llava_mole.sweeping.one_run import is_finished
 from llava_mole.sweeping.order import order_of, planned_steps, where_they_part
-from llava_mole.sweeping.plan import PlannedRun, in_one_line, plan_runs
+from llava_mole.sweeping.plan import PlannedRun, in_one_line
+from llava_mole.sweeping.reusing import reusable
 from llava_mole.sweeping.run_folder import RUN, changed
 from llava_mole.sweeping.scoring import check_choice, check_files
 from llava_mole.sweeping.sweep_file import Sweep
@@ -63,31 +63,24 @@ def foresee(run: PlannedRun, problems: list[str]) -> Outlook:
 
 def dry_run(
     sweep: Sweep,
-    path: Path,
-    asked: Sequence[str] | None,
-    seeds: Sequence[int] | None,
+    runs: list[PlannedRun],
     split: str,
     console: Console,
+    *,
+    missing: Sequence[Training] = (),
+    later: Sequence[str] = (),
 ) -> int:
     """Print it; 2 where data or question files are missing, or an order differs undeclared.
 
     Args:
-        path: of the sweep file.
-        asked, seeds: as `plan_runs` has them. Arms that start from a model that `starts` has yet to
-            make are named, no more can be told of them.
+        missing: models that are trained first.
+        later: arms that start from them, of which no more can be told.
     """
-    names = list(asked or sweep.arm_names())
-    missing = to_train(sweep, path, names)
     for training in missing:
         console.print(f"first: llava-mole {shlex.join(training.words)}", markup=False,
                       soft_wrap=True)  # fmt: skip
-    later = [one for one in names if missing and to_train(sweep, path, [one])]
     if later:
-        console.print(f"after that, told when it is there: {', '.join(later)}", soft_wrap=True)
-        names = [one for one in names if one not in later]
-    if not names:
-        return 0
-    runs = plan_runs(sweep, path, arms=names if later else asked, seeds=seeds)
+        console.print(f"told when it is there: {', '.join(later)}", soft_wrap=True)
     problems: list[str] = []
     arms = {run.arm: run for run in reversed(runs)}  # with the first seed
     outlooks = [foresee(arms[name], problems) for name in sweep.arm_names() if name in arms]
@@ -128,7 +121,7 @@ def dry_run(
     try:
         check_files(sweep.evaluate, split)
         if split == TEST:
-            check_choice(sweep, list(arms))
+            check_choice(sweep, [*arms, *later])
     except (ConfigError, DataError) as error:
         problems.append(str(error))
     for problem in problems:
@@ -141,6 +134,6 @@ def state_of(sweep: Sweep, run: PlannedRun, split: str) -> str:
         return "there with another recipe"
     if is_finished(sweep, run, split):
         return "done"
-    if reusable(sweep, run) is not None:
+    if reusable(sweep, run, split) is not None:
         return "done by another sweep, to be copied"
     return "begun" if (run.folder / RUN).is_file() else "to do"

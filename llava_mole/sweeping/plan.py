@@ -62,19 +62,22 @@ def plan_runs(
     *,
     arms: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    later: Sequence[str] = (),
 ) -> list[PlannedRun]:
     """Seed by seed, so that a sweep that stops early has whole seeds.
 
     Args:
         path: of the sweep file.
         arms, seeds: only these; None: all.
+        later: without these, as what they start from is yet to be trained; their recipes are
+            looked at as far as that goes.
 
     Raises:
         ConfigError: listing what is wrong with the recipe of any arm, whichever are asked for; only
             of these that a model folder to start from is not there yet.
     """
     check_asked(sweep, arms, seeds)
-    recipes = load_recipes(sweep, path, arms)
+    recipes = load_recipes(sweep, path, arms, later)
     runs = []
     for seed in sweep.seeds:
         for arm, loaded in recipes.items():
@@ -100,9 +103,12 @@ def check_asked(sweep: Sweep, arms: Sequence[str] | None, seeds: Sequence[int] |
         raise ConfigError("\n".join(problems))
 
 
-def load_recipes(sweep: Sweep, path: Path, arms: Sequence[str] | None = None) -> dict[str, Recipe]:
-    """Arm -> its recipe under the first seed; one that is not among `arms` and starts from a folder
-    that is not there is left out. Raises ConfigError listing every arm's problems."""
+def load_recipes(
+    sweep: Sweep, path: Path, arms: Sequence[str] | None = None, later: Sequence[str] = ()
+) -> dict[str, Recipe]:
+    """Arm -> its recipe under the first seed. One that starts from a folder that is not there is
+    left out if it is among `later` or not among `arms`. Raises ConfigError listing every arm's
+    problems."""
     base = beside(sweep.base, path)
     seed = sweep.seeds[0]
     hint = "; --prepare trains what `starts` names" if sweep.starts else ""
@@ -113,28 +119,35 @@ def load_recipes(sweep: Sweep, path: Path, arms: Sequence[str] | None = None) ->
         try:
             return load_recipe(base, overrides)
         except ConfigError as error:
-            first, *problems = str(error).splitlines()
-            found = [problem.strip() for problem in problems] or [first]
-            return [one + hint if NO_START in one else one for one in found]
+            return [one + hint if NO_START in one else one for one in problems_in(error)]
 
     common = load(sweep.out / "runs", {})
     known = common if isinstance(common, list) else []
-    problems, recipes = [f"{whose(problem, sweep.set)}: {problem}" for problem in known], {}
-    later = 0
+    told = [one for one in known if not (later and NO_START in one)]
+    problems, recipes = [f"{whose(problem, sweep.set)}: {problem}" for problem in told], {}
+    left_out = 0
     for name in sweep.arm_names():
         found = load(run_folder(sweep.out, name, seed), sweep.arm(name).set)
         if isinstance(found, list):
-            if arms is not None and name not in arms and all(NO_START in one for one in found):
-                later += 1
+            waits = name in later or (arms is not None and name not in arms)
+            if waits and all(NO_START in one for one in found):
+                left_out += 1
                 continue
             problems += [f"arms.{name}: {one}" for one in found if one not in known]
         else:
             recipes[name] = found
-    if len(recipes) + later < len(sweep.arm_names()):  # a base that is no recipe yet may become one
+    # A base that is no recipe yet may become one.
+    if len(recipes) + left_out < len(sweep.arm_names()):
         lines = key_lines(path)
         shown = "".join(f"\n  {with_line(path, problem, lines)}" for problem in problems)
         raise ConfigError(f"{path}: {counted(problems)} with {base}{shown}")
     return recipes
+
+
+def problems_in(error: ConfigError) -> list[str]:
+    """Of a recipe, as `load_recipe` lists them."""
+    first, *problems = str(error).splitlines()
+    return [problem.strip() for problem in problems] or [first]
 
 
 def whose(problem: str, common: Mapping[str, Any]) -> str:

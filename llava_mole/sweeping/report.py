@@ -128,6 +128,9 @@ def looks_at_test(lines: Sequence[dict[str, Any]]) -> list[str]:
         often[run] = max(often.get(run, 0), count)
     times = sum(often.values())
     said = [f"test was scored {times} times, {len(often)} runs; see test_scorings.jsonl"]
+    copied = {str(line["run"]) for line in lines if "copied_from" in line}
+    if copied:
+        said.append(f"copied from another sweep that scored them: {', '.join(sorted(copied))}")
     again = {run: count for run, count in often.items() if count > 1}
     if again:
         shown = ", ".join(f"{run} {count} times" for run, count in again.items())

@@ -7,16 +7,13 @@ accelerators several runs take a device each; on CPUs they share the cores betwe
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -27,10 +24,11 @@ from llava_mole.sweeping import TEST
 from llava_mole.sweeping.expected import beyond_budget, past, seconds_left
 from llava_mole.sweeping.one_run import changed_folder, is_finished
 from llava_mole.sweeping.plan import PlannedRun
+from llava_mole.sweeping.reusing import copy_runs
 from llava_mole.sweeping.run_folder import OUTPUT, check_unchanged, put_aside
 from llava_mole.sweeping.scoring import check_choice, check_files, scored
 from llava_mole.sweeping.sweep_file import Sweep
-from llava_mole.sweeping.watching import STARTED_BY
+from llava_mole.sweeping.watching import STARTED_BY, ending_all
 from llava_mole.training.progress import duration
 
 TAIL = 2000
@@ -80,12 +78,6 @@ def make_slots(parallel: int | None) -> list[Slot]:
     return [Slot(share, {"OMP_NUM_THREADS": str(each)}) for share in shares]
 
 
-class Child(Protocol):
-    """What has a process that ends with the sweep."""
-
-    process: subprocess.Popen[bytes]
-
-
 @dataclass
 class Started:
     """A run that is going on, since when, and the minutes that it was expected to take."""
@@ -99,6 +91,19 @@ class Started:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.since
+
+
+def check_before(sweep: Sweep, arms: Sequence[str], split: str, parallel: int | None) -> list[Slot]:
+    """What can be known before anything is started; slots for runs.
+
+    Raises:
+        ConfigError, DataError: the protocol does not name an arm whose test is asked for, question
+            files are missing, more at once than there are devices.
+    """
+    if split == TEST:
+        check_choice(sweep, arms)
+    check_files(sweep.evaluate, split)
+    return make_slots(parallel)
 
 
 def do_runs(
@@ -121,16 +126,14 @@ def do_runs(
             protocol does not name an arm whose test is asked for, question files are missing, more
             at once than there are devices.
     """
-    if split == TEST:
-        check_choice(sweep, list(dict.fromkeys(run.arm for run in runs)))
-    check_files(sweep.evaluate, split)
-    slots = make_slots(parallel)
+    slots = check_before(sweep, list(dict.fromkeys(run.arm for run in runs)), split, parallel)
     if again:
         for run in runs:
             if changed_folder(run):
                 aside = put_aside(sweep, run)
                 console.print(f"{run.name}: what was there is now in {aside}", markup=False,
                               soft_wrap=True)  # fmt: skip
+    copy_runs(sweep, runs, split, console)
     check_unchanged(list(runs))
     left = [run for run in runs if not is_finished(sweep, run, split)]
     if len(left) < len(runs):
@@ -199,24 +202,3 @@ def report(split: str, one: Started, console: Console) -> None:
     last = "\n".join(f"  {line}" for line in tail.splitlines()[-12:])
     console.print(f"{one.run.name}: {how} after {took}; it goes on with the same command:\n{last}",
                   markup=False, soft_wrap=True)  # fmt: skip
-
-
-# ---------------------------------------------------------------------- ending
-
-
-@contextmanager
-def ending_all(going: Sequence[Child]) -> Iterator[None]:
-    """Whatever ends the sweep, its runs are told to end, write a checkpoint, and are waited for."""
-    before = None
-    if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-        for one in going:
-            if one.process.poll() is None:
-                one.process.send_signal(signal.SIGTERM)
-        for one in going:
-            one.process.wait()

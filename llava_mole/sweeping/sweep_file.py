@@ -31,6 +31,8 @@ LARGEST = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 GRID = "+"
 """Between an arm and the label of a grid's axis: moe+r16."""
+FOLDERS = ("starts", "reuse")
+"""Sections whose names are folders."""
 OWN_KEYS = {"output_dir": "the sweep's output_dir", "seed": "seeds"}
 """Keys of a recipe that a sweep sets itself -> where."""
 
@@ -241,12 +243,16 @@ def problems_of(sweep: Sweep) -> list[str]:
         "composed": list(sweep.composed),
         "claims": list(sweep.claims),
         "evaluate.domains": list(sweep.evaluate.domains),
+        "starts": list(sweep.starts),
+        "reuse": list(sweep.reuse),
         **{f"grid.{axis}": list(labels) for axis, labels in sweep.grid.items()},
     }
     for key, names in named.items():
         for name in names:
             if not isinstance(name, str):
                 problems.append(f'{key}.{name}: YAML reads {name!r} here; a name in quotes: "…"')
+            elif key in FOLDERS:
+                problems += [] if name else [f"{key}: an empty name; name a folder"]
             elif not NAME.fullmatch(name):
                 problems.append(
                     f"{key}.{name}: a name is made of letters, digits, '_', '-' and '.'"
@@ -264,13 +270,7 @@ def problems_of(sweep: Sweep) -> list[str]:
         for own, where in OWN_KEYS.items():
             if own in overrides:
                 problems.append(f"{key}.{own}: a sweep sets it; say {where}")
-    for folder, start in sweep.starts.items():
-        if "output_dir" in start.set:
-            problems.append(f"starts.{folder}.set.output_dir: it is {folder}")
-    for folder, names in sweep.reuse.items():
-        problems += unknown(names, sweep.arm_names(), f"reuse.{folder}")
-        if Path(folder) == sweep.out:
-            problems.append(f"reuse.{folder}: that is this sweep's own output_dir")
+    problems += folder_problems(sweep)
     if not sweep.evaluate.domains:
         problems.append("evaluate.domains: empty; name a folder that a builder in data/ wrote")
     problems += unknown(sweep.evaluate.languages, LANGUAGES, "evaluate.languages")
@@ -300,6 +300,18 @@ def problems_of(sweep: Sweep) -> list[str]:
     problems += unknown(sweep.protocol.chosen, arms, "protocol.chosen")
     if sweep.protocol.chosen and not sweep.protocol.reason.strip():
         problems.append("protocol.reason: empty; say why these arms were chosen")
+    return problems
+
+
+def folder_problems(sweep: Sweep) -> list[str]:
+    problems = []
+    for folder, start in sweep.starts.items():
+        if "output_dir" in start.set:
+            problems.append(f"starts.{folder}.set.output_dir: it is {folder}")
+    for folder, names in sweep.reuse.items():
+        problems += unknown(names, sweep.arm_names(), f"reuse.{folder}")
+        if Path(folder) == sweep.out:
+            problems.append(f"reuse.{folder}: that is this sweep's own output_dir")
     return problems
 
 

@@ -1,10 +1,16 @@
-"""A process that a sweep has started ends when the sweep does. Imports nothing heavy."""
+"""Processes that a sweep has started end when it does, whatever ends it. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 STARTED_BY = "LLAVA_MOLE_SWEEP"
 """Environment: process id of the sweep that started this one."""
@@ -25,3 +31,27 @@ def watch_sweep() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class Child(Protocol):
+    """What has a process that ends with the sweep."""
+
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def ending_all(going: Sequence[Child]) -> Iterator[None]:
+    """Whatever ends the sweep, its runs are told to end, write a checkpoint, and are waited for."""
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        for one in going:
+            if one.process.poll() is None:
+                one.process.send_signal(signal.SIGTERM)
+        for one in going:
+            one.process.wait()

@@ -103,7 +103,7 @@ def test_a_dry_run_tells_arms_apart_and_finds_what_is_missing(
         plan_runs(sweep, trained)
     sweep = edit(trained, arms={k: v for k, v in vars_of(trained)["arms"].items() if k != "fresh"})
     console = Console(width=160)
-    assert dry_run(sweep, trained, None, None, "dev", console) == 2
+    assert dry_run(sweep, plan_runs(sweep, trained), "dev", console) == 2
     said = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in said.splitlines() if line.count("│") > 5}
     assert "moe, over the base:\n  model.experts: {" in said
