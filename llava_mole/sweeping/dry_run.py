@@ -93,7 +93,8 @@ def dry_run(
             "–" if one.steps is None else f"{one.steps:,}",
             f"{order} (other data: {escape(other)})" if other else order,
         )  # fmt: skip
-    console.print(table)
+    if outlooks:
+        console.print(table)
     sets = {one.run.arm: one.run.about.set for one in outlooks}
     for name, changes in {"every arm": sweep.set, **sets}.items():
         shown = "".join(f"\n  {key}: {in_one_line(value)}" for key, value in changes.items())
