@@ -76,7 +76,7 @@ def main() -> None:
         lines = [json.dumps(conversation(*pair)) for pair in part]
         (folder / f"{name}.json").write_text("[" + ",\n ".join(lines) + "]\n", encoding="utf-8")
     with (folder / "test_en.tsv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, delimiter="\t")
+        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["index", "question", *"ABCD", "answer", "category", "image"])
         for number, (colour, shape) in enumerate(parts["held_out"]):
             content = (pictures / f"{colour}-{shape}.png").read_bytes()

@@ -152,7 +152,10 @@ def read_items(
             "it a tab-separated file with a header?"
         )
     if "language" not in columns and language is None:
-        raise DataError(f"{path}: no column language; say which language its questions are in")
+        raise DataError(
+            f"{path}: no column language; add one (en, zh, …), or give the language where a "
+            "command takes one"
+        )
     given = None if language is None else language_code(language, str(path))
     pictures: dict[str, tuple[str, bytes]] = {}
     items: list[Item] = []

@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
                 runs = plan_runs(sweep, args.file, arms=asked, seeds=args.seeds)
             if args.prepare:
                 copy_runs(sweep, runs, args.split, console)
-                console.print(f"{len(missing)} models trained; {len(runs)} runs may begin")
+                console.print(f"trained first: {len(missing)}; runs that may begin: {len(runs)}")
                 return 0
             failed = do_runs(
                 sweep, args.file, runs, split=args.split, parallel=parallel,

@@ -20,7 +20,7 @@ from llava_mole.sweeping.measures import parameters_of, trained_parameters
 from llava_mole.sweeping.one_run import is_finished
 from llava_mole.sweeping.order import order_of, planned_steps, where_they_part
 from llava_mole.sweeping.plan import PlannedRun, in_one_line
-from llava_mole.sweeping.reusing import reusable
+from llava_mole.sweeping.reusing import donors, not_reusable, reusable
 from llava_mole.sweeping.run_folder import RUN, changed
 from llava_mole.sweeping.scoring import check_choice, check_files
 from llava_mole.sweeping.sweep_file import Sweep
@@ -80,7 +80,8 @@ def dry_run(
         console.print(f"first: llava-mole {shlex.join(training.words)}", markup=False,
                       soft_wrap=True)  # fmt: skip
     if later:
-        console.print(f"told when it is there: {', '.join(later)}", soft_wrap=True)
+        console.print(f"more is told of these when that is there: {', '.join(later)}",
+                      markup=False, soft_wrap=True)  # fmt: skip
     problems: list[str] = []
     arms = {run.arm: run for run in reversed(runs)}  # with the first seed
     outlooks = [foresee(arms[name], problems) for name in sweep.arm_names() if name in arms]
@@ -116,6 +117,12 @@ def dry_run(
     for state in dict.fromkeys(states.values()):
         names = [name for name, own in states.items() if own == state]
         console.print(f"{state}: {len(names)} ({', '.join(names)})", soft_wrap=True)
+    for run in runs:
+        if states[run.name] == "to do":
+            for donor in donors(sweep, run):
+                why = not_reusable(sweep, donor, split)
+                console.print(f"{run.name}: not to be copied from {donor.folder}: {why}",
+                              markup=False, soft_wrap=True)  # fmt: skip
     claims = [f"{name}: {claim.about or claim.direction}" for name, claim in sweep.claims.items()]
     for claim in claims:
         console.print(f"claim {claim}", markup=False, soft_wrap=True)

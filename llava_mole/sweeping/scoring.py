@@ -48,7 +48,8 @@ def check_files(asked: Evaluation, split: str) -> None:
 
     Raises:
         DataError: listing the files that are not there, and those without a question of the
-            languages and kinds that are asked; a kind that no file has.
+            languages and kinds that are asked; a kind that no file has; a file that is no table
+            of questions.
     """
     files = [questions_file(asked, domain, split) for domain in asked.domains]
     missing = [str(path) for path in files if not path.is_file()]
@@ -57,8 +58,6 @@ def check_files(asked: Evaluation, split: str) -> None:
             "evaluate.domains: no such file:\n  " + "\n  ".join(missing) + "\nA builder in data/ "
             "writes them; data/README.md names the builders"
         )
-    if asked.kinds is None and asked.languages is None:
-        return
     from llava_mole.evaluation.items import read_items
 
     problems, every = [], set()

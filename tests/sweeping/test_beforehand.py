@@ -64,7 +64,7 @@ def test_a_model_that_arms_start_from_is_trained_once(
     assert command.run(parsed(str(staged), "--dry-run")) == 0
     said = capfd.readouterr().out
     assert f"first: llava-mole train --config {tmp_path / 'recipe.yaml'}" in said
-    assert "told when it is there: lora, moe" in said
+    assert "told of these when that is there: lora, moe" in said
     assert "to do: 1 (anew/seed-0)" in said
     with pytest.raises(ConfigError, match=r"no folder .*; --prepare trains what `starts` names"):
         plan_runs(sweep, staged, arms=["lora"])
@@ -72,7 +72,7 @@ def test_a_model_that_arms_start_from_is_trained_once(
     assert command.run(parsed(str(staged), "--prepare")) == 0
     said = capfd.readouterr().out
     assert "first, 1 of 1: llava-mole train" in said
-    assert "1 models trained; 3 runs may begin" in said
+    assert "trained first: 1; runs that may begin: 3" in said
     assert (tmp_path / "start" / "model").is_dir()
     assert not (tmp_path / "other").exists()
     assert not (sweep.out / "runs").exists()
@@ -118,6 +118,14 @@ def test_what_is_wrong_is_told_before_anything_is_trained(
         command.run(parsed(str(staged), "--split", "test"))
     with pytest.raises(ConfigError, match="--parallel bla"):
         command.run(parsed(str(staged), "--prepare", "--parallel", "bla"))
+    table = tmp_path / "noise" / "eval_dev.tsv"
+    whole = table.read_text("utf-8")
+    table.write_text(whole.replace("language", "tongue", 1), encoding="utf-8")
+    values = vars_of(staged)["evaluate"]
+    edit(staged, evaluate={"domains": values["domains"]})
+    with pytest.raises(DataError, match="no column language"):
+        command.run(parsed(str(staged)))
+    table.write_text(whole, encoding="utf-8")
     sweep = edit(staged, evaluate__domains__shapes=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere"):
         command.run(parsed(str(staged)))
