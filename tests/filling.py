@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from llava_mole import ranks
+from llava_mole.exiting import run_to_end
 from llava_mole.feature_cache import FeatureCache
 from llava_mole.feature_key import TowerAlone, feature_key
 from llava_mole.features import FeatureStore
@@ -24,7 +25,7 @@ DISKS = ("none", "shared", "own")
 """No cache; a folder that all ranks see; one each, as on machines that share no disk."""
 
 
-def main(tower: str, pictures: str, out: str) -> None:
+def main(tower: str, pictures: str, out: str) -> int:
     torch.set_num_threads(1)
     ranks.join()
     alone = TowerAlone(*load_vision(f"local-dir:{tower}"))
@@ -45,7 +46,8 @@ def main(tower: str, pictures: str, out: str) -> None:
         place.write_text(json.dumps(figures))
         save_file({"features": store(paths)}, place.with_suffix(".safetensors"))
     ranks.leave()
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

@@ -1,10 +1,6 @@
 """FeatureStore on several ranks: they share the work, and all have the features."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,8 @@ from llava_mole.features import FeatureStore
 from llava_mole.processing import LlavaMoleImageProcessor
 from llava_mole.vision import load_vision
 from tests import helpers
+from tests.processes import together
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PICTURES = 9  # and a copy of the first
 
 
@@ -31,22 +27,8 @@ def out(tiny_parts: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         helpers.picture(number).save(folder / "pictures" / f"{number}.png")
     copy = (folder / "pictures" / "0.png").read_bytes()
     (folder / "pictures" / "same.png").write_bytes(copy)
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     command = [tiny_parts.tower("cnn"), folder / "pictures", folder]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.filling", *map(str, command)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    together("tests.filling", [str(part) for part in command])
     return folder
 
 

@@ -4,8 +4,6 @@ and what a checkpoint holds and brings back."""
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from llava_mole import ranks
 from llava_mole.errors import CheckpointError, ConfigError
+from llava_mole.exiting import run_to_end
 from llava_mole.mole import (
     AuxiliaryLossMixin,
     MoleCallback,
@@ -48,9 +47,7 @@ from tests.mole.trainers import (
     trainer_of,
     unpadded,
 )
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
+from tests.processes import together
 
 # ---------------------------------------------------------------------- the gradient
 
@@ -158,20 +155,7 @@ def test_only_experts_and_routers_move(tmp_path: Path) -> None:
 def test_two_processes_train_as_one(
     tmp_path: Path, whole: tuple[dict[str, Tensor], list[dict]]
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.mole.test_trainer", str(tmp_path)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    together("tests.mole.test_trainer", [str(tmp_path)])
     assert_same(load_file(tmp_path / "state.safetensors"), whole[0])
     for found, expected in zip(
         json.loads((tmp_path / "log.json").read_text()), whole[1], strict=True
@@ -457,11 +441,15 @@ def test_experts_that_peft_froze_after_they_were_added_are_told_of(tmp_path: Pat
         trainer.train()
 
 
-if __name__ == "__main__":  # one of several processes
+def one_of_several(folder: Path) -> int:
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
     weights, log = trained(folder / os.environ["RANK"], micro=1)
     if os.environ["RANK"] == "0":
         save_file(weights, folder / "state.safetensors")
         (folder / "log.json").write_text(json.dumps(log))
     ranks.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    run_to_end(lambda: one_of_several(Path(sys.argv[1])))

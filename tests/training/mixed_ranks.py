@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llava_mole import ranks
 from llava_mole.building import build_model
 from llava_mole.configuration import ParrotConfig
+from llava_mole.exiting import run_to_end
 from llava_mole.mole import MoleConfig
 from llava_mole.training.parallel import Sharding, shard
 from llava_mole.training.parts import PARTS, set_trainable
@@ -53,7 +54,7 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def main(out: str, parts: str, options: str) -> None:
+def main(out: str, parts: str, options: str) -> int:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     chosen = json.loads(options)
@@ -109,7 +110,8 @@ def main(out: str, parts: str, options: str) -> None:
         engine.train()
     (Path(out) / f"{ranks.rank()}.json").write_text(json.dumps(differences))
     ranks.leave()
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_to_end(lambda: main(*sys.argv[1:]))

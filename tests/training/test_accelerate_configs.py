@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 from llava_mole.errors import ConfigError
 from llava_mole.training.parallel import Sharding, check_deepspeed, sharding_asked
-from tests.training.processes import REPOSITORY
+from tests.processes import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs" / "accelerate"
 KINDS = {

@@ -21,7 +21,7 @@ from llava_mole.cli import main
 from llava_mole.errors import ConfigError
 from llava_mole.training.resume import prepare_folder
 from llava_mole.training.schema import load_recipe
-from tests.training.processes import REPOSITORY, environment, free_port
+from tests.processes import REPOSITORY, environment, free_port
 
 ACCELERATE = REPOSITORY / "configs" / "accelerate"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.processes import together
+from tests.processes import together
 
 pytestmark = pytest.mark.slow
 

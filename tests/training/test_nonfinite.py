@@ -17,7 +17,7 @@ from llava_mole.training.nonfinite import scaled_down
 from llava_mole.training.replay import main as replay_main
 from llava_mole.training.replay import read_record, replay
 from llava_mole.training.resume import latest_checkpoint
-from tests.training.processes import together
+from tests.processes import together
 from tests.training.stage import Poison, stage, weights, write_pictures
 
 

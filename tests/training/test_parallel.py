@@ -22,7 +22,7 @@ from llava_mole.mole.router import Router
 from llava_mole.training.log import gathered
 from llava_mole.training.resume import mark_checkpoint, read_mark
 from llava_mole.training.trainer import StageTrainer
-from tests.training.processes import together
+from tests.processes import together
 from tests.training.stage import RATES, stage, weights, write_pictures
 
 pytestmark = pytest.mark.slow

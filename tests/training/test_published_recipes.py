@@ -21,7 +21,7 @@ from llava_mole.training.recipe import Recipe
 from llava_mole.training.run import run_recipe
 from llava_mole.training.schema import load_recipe
 from tests import published
-from tests.training.processes import environment, free_port
+from tests.processes import environment, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "published-recipes.md").read_text(encoding="utf-8")
