@@ -36,8 +36,9 @@ PACKS = EXPERIMENTS / "results"
 DOMAINS = ("charts", "documents", "flags", "digits", "openmoji")
 STYLES = {"documents": "sentence", "flags": "capitals", "digits": "json"}
 PAGES = ("results.md", "results-development.md")
-BY_HAND = "images/results/tokens.png"
-"""Cut from a page of `routing_report.py`: the new pages show the old one."""
+PICTURES = "images/results"
+TOKENS = "{name}-{split}-{run}-tokens.png"
+"""A run's questions token by token, drawn anew where docs has the picture."""
 OTHER = re.compile(r"start_from: runs/sweeps/([\w.-]+)/")
 DATA = re.compile(r"datasets/([\w.-]+)")
 
@@ -146,7 +147,10 @@ def route(known: Sweep, name: str, split: str, packs: Path) -> Iterator[Step]:
         made = packs / name / f"routing-{split}" / path.name
         data = [f"{one}=datasets/{one}/eval_{split}.tsv" for one in known.evaluate.domains]
         words = ("benchmarks/routing_report.py", "--model", str(model), "--items", "10")
-        page = ("--summary", str(made), "--out", f"runs/routing/{name}/{arm}-seed-{seed}")
+        page = ["--summary", str(made), "--out", f"runs/routing/{name}/{arm}-seed-{seed}"]
+        tokens = Path(PICTURES, TOKENS.format(name=name, split=split, run=path.stem))
+        if (ROOT / "docs" / tokens).is_file():
+            page += ["--token-map", str(packs.parent / tokens)]
         yield Step(name, (*words, *page, "--data", *data), ROOT / made)
 
 
@@ -156,7 +160,7 @@ def steps(names: Sequence[str], parallel: str, out: Path) -> list[Step]:
         found += sweep(name, parallel, out / "packs")
     if set(names) == set(names_of_packs()):
         pages = [str(out / name) for name in PAGES]
-        page = ("--pages", *pages, "--pictures", str(out / "images/results"))
+        page = ("--pages", *pages, "--pictures", str(out / PICTURES))
         packs = ("--packs", str(out / "packs"))
         found.append(Step("page", ("benchmarks/results.py", *packs, *page)))
     return found
@@ -187,8 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         show(found)
         return 0
-    (ROOT / args.out / BY_HAND).parent.mkdir(parents=True, exist_ok=True)
-    for name in (*PAGES, BY_HAND):
+    (ROOT / args.out / PICTURES).mkdir(parents=True, exist_ok=True)
+    for name in PAGES:
         shutil.copy(ROOT / "docs" / name, ROOT / args.out / name)
     for number, step in enumerate(found, start=1):
         if step.done:

@@ -8,7 +8,8 @@ layer, domain and language; what the choice of expert tells about either, in bit
 labels; Parrot's gate by language; and a few questions token by token, picture and words. A model
 without experts or without Parrot gets the rest, and a sentence about what it lacks.
 docs/routing.md defines every figure. --summary ARM-seed-N.json keeps what a comparison of several
-models needs (benchmarks/results.py).
+models needs (benchmarks/results.py), --token-map FILE.png the same questions token by token as one
+picture, for a document.
 
 Files are TSVs as data/*.py and MMBench write them, or whatever a recipe's source takes;
 NAME:LANGUAGE=FILE for one that does not say its language.
@@ -32,6 +33,7 @@ from llava_mole.evaluation.routing import Routing, look
 from llava_mole.evaluation.routing_pictures import router_names
 from llava_mole.evaluation.routing_report import write_report
 from llava_mole.evaluation.routing_summary import check_name, write_summary
+from llava_mole.evaluation.token_map import Example, draw_token_map
 from llava_mole.processing import images_of
 
 
@@ -72,30 +74,39 @@ def routers_to_show(found: dict[str, Any]) -> list[int]:
     return sorted({0, best, count - 1}) if count else []
 
 
-def maps(model: Any, processor: Any, routing: Routing, found: dict[str, Any], out: Path,
-         count: int) -> str:  # fmt: skip
-    """HTML of a few questions, each visual token and each word on the colour of its expert."""
-    from llava_mole.serving import why_shown
+def explained(model: Any, processor: Any, probes: Sequence[Probe], count: int) -> list[Example]:
+    """A few questions, with what was on for each of their tokens."""
     from llava_mole.serving.why import explain, seen
 
-    parts = [f"<style>{why_shown.CSS}</style>"] if count else []
-    usual = {label: mean.tolist() for label, (mean, _, _) in routing.gate_means("language").items()}
-    names = router_names(routing.routers)
-    for number, place in enumerate(examples_of(routing.probes, count)):
-        probe = routing.probes[place]
+    found = []
+    for place in examples_of(probes, count):
+        probe = probes[place]
         answer = probe.messages[-1]["content"]
         said = answer if isinstance(answer, str) else "".join(part["text"] for part in answer)
         why = explain(model, processor, probe.messages[:-1], said)
-        parts.append(f"<h3>{html.escape(probe.domain)}, {html.escape(probe.language)}</h3>")
-        parts.append(f"<p>{html.escape(why.sentence(probe.language, usual))}</p>")
         pictures = images_of(probe.messages)
         pixels = processor.image_processor(pictures)["pixel_values"] if pictures else ()
+        shown = tuple(seen(processor, one) for one in pixels)
+        found.append(Example(f"{probe.domain}, {probe.language}", probe.language, shown, why))
+    return found
+
+
+def maps(examples: Sequence[Example], routing: Routing, found: dict[str, Any], out: Path) -> str:
+    """HTML of the questions, each visual token and each word on the colour of its expert."""
+    from llava_mole.serving import why_shown
+
+    parts = [f"<style>{why_shown.CSS}</style>"] if examples else []
+    usual = {label: mean.tolist() for label, (mean, _, _) in routing.gate_means("language").items()}
+    names = router_names(routing.routers)
+    for number, example in enumerate(examples):
+        why = example.why
+        parts.append(f"<h3>{html.escape(example.title)}</h3>")
+        parts.append(f"<p>{html.escape(why.sentence(example.language, usual))}</p>")
         for router in routers_to_show(found) or [-1]:
             shown = []
-            for index, one in enumerate(pixels):
+            for index, plain in enumerate(example.pictures):
                 rows = why.overlay(index, router) if why.routers else None
                 file = f"example-{number}-{index}-{router}.png"
-                plain = seen(processor, one)
                 (why_shown.overlay(plain, rows) if rows else plain).save(out / file)
                 shown.append(f'<img src="{file}" alt="">')
             label = f"layer {names[router]}" if why.routers else ""
@@ -104,7 +115,7 @@ def maps(model: Any, processor: Any, routing: Routing, found: dict[str, Any], ou
                          f"<div>{words}</div></div>")  # fmt: skip
         parts.append(why_shown.legend(why))
         for gate in why.gates:
-            parts.append(why_shown.gate_bars(gate, probe.language, usual))
+            parts.append(why_shown.gate_bars(gate, example.language, usual))
     return "\n".join(parts)
 
 
@@ -135,7 +146,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("; ".join(wrong))
     if args.summary is not None:
         check_name(args.summary)
-    for folder in (args.out, *([] if args.summary is None else [args.summary.parent])):
+    files = [path for path in (args.summary, args.token_map) if path is not None]
+    for folder in (args.out, *(path.parent for path in files)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -143,7 +155,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     probes = read(args.data, args.items)
     model = AutoModelForImageTextToText.from_pretrained(args.model).to(args.device)
     processor = AutoProcessor.from_pretrained(args.model)
+    if args.token_map is not None and (model.mole is None or not args.examples):
+        lack = "no question (--examples 0)" if model.mole else f"no experts in {args.model}"
+        raise ConfigError(f"--token-map {args.token_map}: nothing to draw, {lack}")
     routing = look(model, processor, probes, rows_per_batch=args.rows, progress=not args.quiet)
+    examples = explained(model, processor, probes, args.examples)
     found = write_report(
         routing,
         args.out,
@@ -151,8 +167,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         about={"model": str(args.model), "data": ", ".join(args.data), **run_of(args.model)},
         shuffles=args.shuffles,
         seed=args.seed,
-        examples=lambda found: maps(model, processor, routing, found, args.out, args.examples),
+        examples=lambda found: maps(examples, routing, found, args.out),
     )
+    if args.token_map is not None:
+        shown = routers_to_show(found)
+        names = router_names(routing.routers)
+        draw_token_map(examples, shown, [f"layer {names[n]}" for n in shown], args.token_map)
     if args.summary is not None:
         write_summary(found, args.summary)
     return found
@@ -170,6 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--summary",
         type=Path,
         help="a small file besides, for tables of several models: ARM-seed-N.json",
+    )
+    parser.add_argument(
+        "--token-map",
+        type=Path,
+        metavar="FILE.png",
+        help="the examples as one picture: a row a question, columns for the first layer, the "
+        "one that tells most about the domain, and the last",
     )
     parser.add_argument("--items", type=int, default=25, help="a domain and language (default 25)")
     parser.add_argument(

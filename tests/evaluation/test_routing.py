@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -317,7 +318,9 @@ def test_the_script_writes_a_folder_that_figures_can_be_worked_out_from(
     arguments = ["--model", str(tmp_path / "model"), "--out", str(out), "--data", *named]
     kept = tmp_path / "kept" / "mixed-seed-1.json"
     few = ["--items", "2", "--examples", "2", "--shuffles", "5", "--quiet", "--summary", str(kept)]
+    few += ["--token-map", str(tmp_path / "pages" / "map.png")]
     assert script.main([*arguments, *few]) == 0
+    Image.open(tmp_path / "pages" / "map.png").load()
     assert list(read_summaries(kept.parent)["mixed"]) == [1]
     assert "bits a layer" in capsys.readouterr().out
     figures = json.loads((out / "routing.json").read_text(encoding="utf-8"))
@@ -347,3 +350,15 @@ def test_the_script_says_what_is_wrong(
     arguments = ["--model", model or str(tiny_model_dir), "--out", str(tmp_path), "--data", data]
     assert script.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_without_experts_has_no_token_map(
+    script: Any, tiny_model: Callable[..., Any], files: list[Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model, processor = tiny_model("gemma3_text")
+    model.save_pretrained(tmp_path / "model", processor=processor)
+    arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--quiet",
+                 "--data", f"a={files[0]}", "--token-map", str(tmp_path / "map.png")]  # fmt: skip
+    assert script.main(arguments) == 2
+    assert "nothing to draw, no experts in" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,11 @@ def test_it_stops_at_a_failure_and_goes_on_there(
     said = capfd.readouterr().out
     assert "[1/3]" not in said
     assert "the end" in said
+
+
+def test_pictures_of_the_pages_that_take_a_model_are_drawn_anew(script: Any) -> None:
+    pages = "".join((ROOT / "docs" / name).read_text("utf-8") for name in script.PAGES)
+    words = [word for step in steps_of_all(script) for word in step.words]
+    shown = re.findall(r"images/results/([\w.-]+-tokens\.png)", pages)
+    assert shown
+    assert {f"out/images/results/{name}" for name in shown} <= set(words)

@@ -1,0 +1,112 @@
+"""Questions token by token in one picture: each on the colour of its own expert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageColor
+
+from llava_mole.errors import DataError
+from llava_mole.evaluation.token_map import COLUMN, GAP, MARGIN, Example, draw_token_map
+from llava_mole.serving.why import ANSWER, PICTURE, WORDS, Token, Why
+from llava_mole.serving.why_shown import colour
+
+EXPERTS = 4
+
+
+def example(
+    words: list[tuple[str, str]], language: str = "en", routers: int = 2, pictures: int = 1
+) -> Example:
+    """Picture of 2 x 2 visual tokens that use experts 0 to 3; words use one by turns."""
+    tokens = [Token("", PICTURE, n, place, (place,) * routers)
+              for n in range(pictures) for place in range(4)]  # fmt: skip
+    tokens += [Token(text, kind, None, None, tuple((place + r) % EXPERTS for r in range(routers)))
+               for place, (text, kind) in enumerate(words)]  # fmt: skip
+    names = tuple(f"layers.{number}.mlp" for number in range(routers))
+    white = tuple(Image.new("RGB", (64, 64), "white") for _ in range(pictures))
+    return Example(f"flags, {language}", language, white, Why(names, EXPERTS, tuple(tokens),
+                   (2, 2), ()))  # fmt: skip
+
+
+def tint(expert: int, alpha: int) -> tuple[int, ...]:
+    """On white."""
+    return tuple(255 + (c - 255) * alpha // 255 for c in ImageColor.getrgb(colour(expert)))
+
+
+def runs(row: list[tuple[int, ...]], alpha: int) -> list[int]:
+    """Experts whose colours follow each other in a row of pixels."""
+    tints = {tint(expert, alpha): expert for expert in range(EXPERTS)}
+    found: list[int] = []
+    for pixel in row:
+        near = [e for t, e in tints.items()
+                if max(abs(a - b) for a, b in zip(t, pixel, strict=True)) <= 2]  # fmt: skip
+        if near and found[-1:] != near:
+            found += near
+    return found
+
+
+def column(sheet: Image.Image, number: int) -> Image.Image:
+    left = MARGIN + number * (COLUMN + GAP)
+    return sheet.crop((left, 0, left + COLUMN, sheet.height - 45))
+
+
+def rows_of(image: Image.Image, alpha: int) -> list[list[int]]:
+    """The different sequences of experts from the top; pixels over a whole word's height."""
+    found: list[list[int]] = []
+    for y in range(image.height):
+        row = runs([image.getpixel((x, y)) for x in range(image.width)], alpha)
+        if row and found[-1:] != [row]:
+            found.append(row)
+    return found
+
+
+WORD = 0x66
+VISUAL = 0x70
+
+
+def test_visual_tokens_and_words_have_the_colours_of_their_experts(tmp_path: Path) -> None:
+    one = example(
+        [("What", WORDS), (" is", WORDS), (" it?", WORDS), ("\n", WORDS), ("egg", ANSWER)]
+    )
+    draw_token_map([one], [0, 1], ["layer 0", "layer 1"], tmp_path / "new" / "map.png")
+    sheet = Image.open(tmp_path / "new" / "map.png").convert("RGB")
+    first, second = column(sheet, 0), column(sheet, 1)
+    assert [row for row in rows_of(first, VISUAL) if len(row) == 2] == [[0, 1], [2, 3]]
+    assert next(row for row in rows_of(first, WORD) if len(row) == 4) == [0, 1, 2, 3]
+    assert next(row for row in rows_of(second, WORD) if len(row) == 4) == [1, 2, 3, 0]
+    # What ends a line begins another: the answer's own row, its fifth token at the first expert.
+    assert rows_of(first, WORD)[-1] == [0]
+    assert rows_of(second, WORD)[-1] == [1]
+
+
+def test_arabic_runs_from_the_right(tmp_path: Path) -> None:
+    one = example([("ما", WORDS), (" هذا", WORDS), ("؟", WORDS)], "ar", routers=1)
+    draw_token_map([one], [0], ["layer 0"], tmp_path / "map.png")
+    sheet = column(Image.open(tmp_path / "map.png").convert("RGB"), 0)
+    assert [2, 1, 0] in rows_of(sheet, WORD)
+    paper = [sheet.getpixel((x, sheet.height - 30)) for x in range(COLUMN)]
+    assert paper[:20] == [(255, 255, 255)] * 20
+    assert paper[-1] != (255, 255, 255)
+
+
+def test_what_no_font_has_and_long_lines_are_drawn_all_the_same(tmp_path: Path) -> None:
+    long = [(" word", WORDS)] * 40 + [("\U0001f600\u21b5", ANSWER)]
+    short = tmp_path / "short.png"
+    draw_token_map([example([("a", WORDS)], routers=1)], [0], ["layer 0"], short)
+    draw_token_map([example(long, routers=1)], [0], ["layer 0"], tmp_path / "long.png")
+    assert Image.open(tmp_path / "long.png").height > Image.open(short).height + 3 * 24
+
+
+def test_several_pictures_and_none(tmp_path: Path) -> None:
+    both = [example([("a", WORDS)], pictures=n, routers=1) for n in (2, 0)]
+    draw_token_map(both, [0], ["layer 0"], tmp_path / "map.png")
+    sheet = column(Image.open(tmp_path / "map.png").convert("RGB"), 0)
+    assert [row for row in rows_of(sheet, VISUAL) if len(row) == 2] == [[0, 1], [2, 3]] * 2
+
+
+def test_without_experts_nothing_is_written(tmp_path: Path) -> None:
+    for examples in ([], [example([("a", WORDS)], routers=0)]):
+        with pytest.raises(DataError, match="no token used an expert"):
+            draw_token_map(examples, [0], ["layer 0"], tmp_path / "map.png")
+    assert not list(tmp_path.iterdir())
