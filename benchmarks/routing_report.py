@@ -33,8 +33,8 @@ from llava_mole.evaluation.routing import Routing, look
 from llava_mole.evaluation.routing_pictures import router_names
 from llava_mole.evaluation.routing_report import write_report
 from llava_mole.evaluation.routing_summary import check_name, write_summary
-from llava_mole.evaluation.token_map import Example, draw_token_map
 from llava_mole.processing import images_of
+from llava_mole.serving.token_map import Example, draw_token_map
 
 
 def read(named: Sequence[str], per_language: int) -> list[Probe]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from llava_mole.errors import DataError
-from llava_mole.evaluation.token_map import COLUMN, GAP, MARGIN, Example, draw_token_map
+from llava_mole.serving.token_map import COLUMN, GAP, MARGIN, Example, draw_token_map
 from llava_mole.serving.why import ANSWER, PICTURE, WORDS, Token, Why
 from llava_mole.serving.why_shown import colour
 
