@@ -7,6 +7,7 @@ accelerators several runs take a device each; on CPUs they share the cores betwe
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -31,8 +32,10 @@ from llava_mole.sweeping.sweep_file import Sweep
 from llava_mole.sweeping.watching import STARTED_BY, ending_all
 from llava_mole.training.progress import duration
 
-TAIL = 2000
-"""Bytes of a failed run's output that are shown."""
+TAIL, LINES = 2**22, 12
+"""Bytes of a failed run's output that are read, and lines of it that are shown."""
+BAR = re.compile(r"^.*?\d+%\|.*?\[[^\]]*\]?")
+"""A progress bar, as tqdm draws it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +201,16 @@ def report(split: str, one: Started, console: Console) -> None:
         return
     code = one.process.returncode
     how = f"ended by signal {-code}" if code < 0 else f"failed (exit code {code})"
-    tail = (one.run.folder / OUTPUT).read_bytes()[-TAIL:].decode(errors="replace")
-    last = "\n".join(f"  {line}" for line in tail.splitlines()[-12:])
+    last = "\n".join(f"  {line}" for line in last_words(one.run.folder / OUTPUT))
     console.print(f"{one.run.name}: {how} after {took}; it goes on with the same command:\n{last}",
                   markup=False, soft_wrap=True)  # fmt: skip
+
+
+def last_words(output: Path) -> list[str]:
+    """The end of what a process said, as a terminal would show it, without progress bars."""
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - TAIL))
+        text = file.read().decode(errors="replace")
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    shown = [BAR.sub("", line).rstrip() for line in lines]
+    return [line for line in shown if line][-LINES:]

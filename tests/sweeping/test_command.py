@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from tqdm import tqdm
 
 from llava_mole.errors import ConfigError
 from llava_mole.sweeping import command
@@ -24,7 +26,7 @@ from llava_mole.sweeping.dry_run import dry_run
 from llava_mole.sweeping.expected import beyond_budget, past, seconds_left
 from llava_mole.sweeping.plan import plan_runs
 from llava_mole.sweeping.run_folder import read_json
-from llava_mole.sweeping.scheduling import Slot, Started, do_runs, make_slots
+from llava_mole.sweeping.scheduling import Slot, Started, do_runs, last_words, make_slots
 from llava_mole.sweeping.watching import STARTED_BY, watch_sweep
 from tests.sweeping.conftest import edit, parsed, recording
 
@@ -226,3 +228,20 @@ def test_help_teaches_and_is_quick() -> None:
     assert "heavy: []" in found.stdout
     assert "--split test" in found.stdout
     assert "arms:" in found.stdout
+
+
+def test_a_failed_runs_last_words_are_no_progress_bars(tmp_path: Path) -> None:
+    output = tmp_path / "output.log"
+    said = io.StringIO("Traceback:\n")
+    said.seek(0, io.SEEK_END)
+    for _ in tqdm(range(2000), desc="training", file=said, mininterval=0, miniters=1):
+        pass
+    with tqdm(total=9, file=said) as bar:
+        bar.update(3)
+        said.write("data.json:3: no picture\r\n")
+    output.write_text("early\n" * 40 + said.getvalue() + "\nerror: at the end", newline="")
+    words = last_words(output)
+    assert words[-3:] == ["Traceback:", "data.json:3: no picture", "error: at the end"]
+    assert words[:-3] == ["early"] * 9
+    output.write_bytes(b"")
+    assert last_words(output) == []
