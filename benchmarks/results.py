@@ -10,11 +10,11 @@ configs/experiments/results/NAME, and each split that is packed, the pages' bloc
     <!-- NAME SPLIT claims -->  …  <!-- end -->
 
 are written anew, `claims` being one of claims, margins (claims with `no_worse`, by domain),
-differences (claims of one seed), arms, domains, languages, kinds, costs, notes and routing; words
-outside of them are left alone. `<!-- every dev regimes -->` and `<!-- every test summary -->` are
-of several experiments. Pictures that a page shows, NAME-SPLIT-PART.png in docs/images/results with
-claims, domains, languages, routing-domain, routing-language, use, cells-words, cells-answer or
-gates as PART, are drawn anew.
+differences (claims of one seed), seeds (claims by seed), arms, domains, languages, kinds, costs,
+notes and routing; words outside of them are left alone. `<!-- every dev regimes -->` and
+`<!-- every test summary -->` are of several experiments. Pictures that a page shows,
+NAME-SPLIT-PART.png in docs/images/results with claims, domains, languages, routing-domain,
+routing-language, use, cells-words, cells-answer or gates as PART, are drawn anew.
 Routing is what `benchmarks/routing_report.py --summary` left in
 configs/experiments/results/NAME/routing-SPLIT. After new runs: `llava-mole sweep
 configs/experiments/NAME-sweep.yaml --split SPLIT --pack configs/experiments/results/NAME`, then
@@ -163,6 +163,18 @@ class Known:
             lines.append(f"| {cell(one.about or one.claim)} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
+    def seeds(self) -> str:
+        """Claims, seed by seed."""
+        own = [one for one in self.report.verdicts if one.by_seed]
+        seeds = sorted({seed for one in own for seed in one.seeds})
+        lines = [f"| | {' | '.join(f'seed {seed}' for seed in seeds)} |",
+                 "|---|" + "---:|" * len(seeds)]  # fmt: skip
+        for one in own:
+            found = dict(zip(one.seeds, one.by_seed, strict=True))
+            cells = [points(found[seed], "+") if seed in found else "–" for seed in seeds]
+            lines.append(f"| {cell(one.about or one.claim)} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
     def verdict(self, claim: str) -> str:
         for one in self.report.verdicts:
             if one.claim == claim and one.mean is not None and one.low is not None:
@@ -224,6 +236,7 @@ PARTS: dict[str, Callable[[Known], str]] = {
     "claims": lambda known: claims_table(known.report.verdicts),
     "differences": lambda known: known.differences(),
     "margins": lambda known: known.margins(),
+    "seeds": lambda known: known.seeds(),
     "arms": lambda known: known.arms(),
     "domains": lambda known: marks_table(known.marks(), DOMAIN),
     "languages": lambda known: marks_table(known.marks(), LANGUAGE),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -115,6 +116,20 @@ def test_margins_are_shown_by_domain(script: Any, words: list[str], tmp_path: Pa
     assert head.strip("| ").split(" | ") == domains
     assert len(re.findall(r"\+\S+ \(\S+ to \S+\)", row)) == len(domains)
     assert row.startswith("| kept |")
+
+
+def test_claims_are_shown_seed_by_seed(script: Any, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(
+        "<!-- mine dev seeds -->\n<!-- end -->\n<!-- mine dev claims -->\n<!-- end -->\n", "utf-8"
+    )
+    assert script.main(words) == 0
+    head, _, row, *rest = (tmp_path / "page.md").read_text("utf-8").splitlines()[1:]
+    seeds = yaml.safe_load((tmp_path / "mine-sweep.yaml").read_text("utf-8"))["seeds"]
+    assert head.strip("| ").split(" | ") == [f"seed {seed}" for seed in seeds]
+    about, *found = row.strip("| ").split(" | ")
+    assert about == "b is better"
+    [mean] = [line.split(" | ")[1] for line in rest if line.startswith("| b is better")]
+    assert fmean(map(float, found)) == pytest.approx(float(mean), abs=0.1)
 
 
 @pytest.fixture
