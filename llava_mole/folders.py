@@ -134,9 +134,11 @@ def find_damage(folder: Path, *, rehash: bool = False) -> str | None:
         return f"{folder / MANIFEST} is not readable"
     for name, expected in files.items():
         path = folder / name
-        if not path.is_file():
+        try:
+            found = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
             return f"{path} is missing"
-        if (found := path.stat().st_size) != expected["bytes"]:
+        if found != expected["bytes"]:
             return f"{path} has {found:,} bytes, expected {expected['bytes']:,}"
         if rehash and (found_hash := sha256_file(path)) != expected["sha256"]:
             return f"{path} has SHA-256 {found_hash}, expected {expected['sha256']}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -153,17 +154,29 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def free_port() -> int:
+    """A port of this machine for a group of processes that will be bound in some seconds.
+
+    Not one that the system would give: those it gives to others meanwhile, as the near end of a
+    connection too.
+    """
+    draw = random.SystemRandom()
+    for _ in range(1000):
+        port = draw.randrange(20_000, 32_000)
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port between 20000 and 32000")
+
+
 def launch(command: Sequence[str], processes: int) -> int:
     """Run `python -m llava_mole.cli COMMAND…` once per rank on this machine; its exit code.
 
     Rank 0 has the terminal. The others' words are kept, and shown if one of them is the first to
     fail. When any rank fails or the user interrupts, all end.
     """
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
     shared = {
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         WORKERS: str(processes), LAUNCHER: str(os.getpid()),
         "OMP_NUM_THREADS": str(max(1, cores() // processes)),

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from llava_mole.building import ModelRecipe, build_model
 from llava_mole.configuration import ParrotConfig
@@ -30,6 +31,11 @@ from tests import helpers
 
 atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
+# A busy machine is no mistake, and what fails here fails everywhere. Other examples than these:
+# HYPOTHESIS_PROFILE=default
+settings.register_profile("same", deadline=None, derandomize=True, database=None,
+                          suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

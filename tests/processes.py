@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from llava_mole.ranks import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -18,12 +19,6 @@ def environment(**more: str) -> dict[str, str]:
     found = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return {**os.environ, **own, **more}
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def together(

@@ -23,7 +23,10 @@ def work():  # a thread that is forever inside of torch, as gloo's may be when a
     while True:
         ones + ones
 
+said = threading.Event()
+
 def late():
+    said.wait()
     time.sleep(0.2)
     print("joined")
 
@@ -34,6 +37,7 @@ def main():
     threading.Thread(target=late).start()
     time.sleep(0.1)
     print("done", end=" ")
+    said.set()
     END
 
 sys.exit(run_to_end(main))

@@ -27,6 +27,7 @@ from llava_mole.evaluation.plan import make_plan
 from llava_mole.evaluation.protocol import Protocol
 from llava_mole.evaluation.record_files import read_run
 from llava_mole.evaluation.results import make_report, write_report
+from llava_mole.ranks import free_port
 
 PROTOCOL = Protocol(passes="circular_generated", max_new_tokens=4)
 ABOUT = {"format": 1, "benchmark": "test", "title": "Test", "data": [], "left_out": []}
@@ -90,8 +91,10 @@ def test_killed_at_ten_random_moments_and_resumed_the_report_is_the_same(tiny_mo
     for number in range(10):
         child = os.fork()
         if not child:  # a copy of this process, model and all
-            ask_and_report(model, processor, units, out)
-            os._exit(0)
+            try:
+                ask_and_report(model, processor, units, out)
+            finally:
+                os._exit(0)
         # Anywhere in what is left of the work, the last ones in its end: the writing of the files.
         time.sleep(whole * (rng.random() * 0.25 if number < 8 else 0.5 + rng.random()))
         os.kill(child, signal.SIGKILL)
@@ -112,7 +115,8 @@ def test_a_killed_command_goes_on(tiny_model_dir, whole, tmp_path):
     data, expected = whole
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command(tiny_model_dir, data, out), env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        command(tiny_model_dir, data, out),
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -135,7 +139,7 @@ def test_processes_share_the_batches_and_the_report_is_the_same(
     # (--cpu would start one process, whatever the number.)
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(random.randint(20000, 40000))]
+    launch += ["--main_process_port", str(free_port())]
     probe = tmp_path / "probe.py"
     name = "f\"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}\""
     probe.write_text(f"import os; open({name}, 'w')")

@@ -169,6 +169,7 @@ def one_rank(rank: int, name: str, folder: str, rows: list[list[int]]) -> None:
             model(**{key: value[row : row + 1] for key, value in inputs.items()})
     router_step(model)
     save_file(balance_biases(model), f"{folder}/{rank}.safetensors")
+    torch.distributed.barrier()  # see ranks.leave
     torch.distributed.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """Several models and many visitors: each gets their own answers, and frees their places."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def test_stop_keeps_what_is_there_and_frees_the_place(engines: Any, pictures: li
     found = asyncio.run(stopped())
     assert [one.state for one in found] == ["cancelled", "cancelled"]
     assert all(one.text and one.tokens < 400 for one in found)
-    assert all(engine.batcher.load() == (0, 0) for engine in engines)
+    while any(engine.batcher.load() != (0, 0) for engine in engines):
+        time.sleep(0.01)  # rows are freed a moment after the answer has ended
 
 
 def test_who_leaves_frees_the_place(engines: Any) -> None:

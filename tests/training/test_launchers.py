@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from llava_mole.cli import main
 from llava_mole.errors import ConfigError
+from llava_mole.ranks import free_port
 from llava_mole.training.resume import prepare_folder
 from llava_mole.training.schema import load_recipe
-from tests.processes import REPOSITORY, environment, free_port
+from tests.processes import REPOSITORY, environment
 
 ACCELERATE = REPOSITORY / "configs" / "accelerate"
 

@@ -15,13 +15,14 @@ import pytest
 import torch
 import yaml
 
+from llava_mole.ranks import free_port
 from llava_mole.structure import PUBLISHED, model_without_weights
 from llava_mole.training.parts import count_parameters
 from llava_mole.training.recipe import Recipe
 from llava_mole.training.run import run_recipe
 from llava_mole.training.schema import load_recipe
 from tests import published
-from tests.processes import environment, free_port
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "published-recipes.md").read_text(encoding="utf-8")
