@@ -74,30 +74,31 @@ def is_picture(path: Path) -> bool:
     return True
 
 
-def free_port(host: str, first: int = 7860, tries: int = 100) -> int:
-    """The first port from `first` that nobody listens on.
+def hold_port(host: str, port: int | None, first: int = 7860, tries: int = 100) -> socket.socket:
+    """Listen on a port, or on the first from `first` that is free, before models load for seconds:
+    another demo that is started meanwhile takes another one.
 
     Raises:
-        OSError: none, or no such host.
+        OSError: it is in use, none is free, or no such host.
     """
-    for port in range(first, first + tries):
-        if is_free(host, port):
-            return port
-    raise OSError(f"no free port from {first} to {first + tries - 1}; name one with --port")
-
-
-def is_free(host: str, port: int) -> bool:
-    """Raises OSError for a host that is not this machine's."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for one in [port] if port else range(first, first + tries):
+        family, kind, protocol, _, address = socket.getaddrinfo(host, one, type=socket.SOCK_STREAM)[
+            0
+        ]
+        held = socket.socket(family, kind, protocol)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(address)
+            held.bind(address)
+            held.listen()
         except OSError as error:
+            held.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
-            return False
-    return True
+        else:
+            return held
+    if port:
+        raise OSError(f"port {port} of {host} is in use; choose another with --port")
+    raise OSError(f"no free port from {first} to {first + tries - 1}; name one with --port")
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -199,25 +200,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     offer_quickstart(options.model)
     folders = [options.model] + ([options.compare] if options.compare else [])
-    try:
-        for folder in folders:
-            check_is_model(folder)
-        port = options.port or free_port(options.host)
-        if not is_free(options.host, port):
-            raise OSError(f"port {port} of {options.host} is in use; choose another with --port")
-        engines = [
-            ChatEngine.from_folder(
-                folder, device=options.device, max_rows=options.rows, max_waiting=options.waiting
-            )
-            for folder in folders
-        ]
-    except (CheckpointError, OSError) as error:
-        print(f"app.py: {error}", file=sys.stderr)
-        return 2
+    with contextlib.ExitStack() as stack:
+        try:
+            for folder in folders:
+                check_is_model(folder)
+            held = stack.enter_context(hold_port(options.host, options.port))
+            engines = [
+                ChatEngine.from_folder(
+                    folder,
+                    device=options.device,
+                    max_rows=options.rows,
+                    max_waiting=options.waiting,
+                )
+                for folder in folders
+            ]
+        except (CheckpointError, OSError) as error:
+            print(f"app.py: {error}", file=sys.stderr)
+            return 2
+        serve(options, engines, names_of(folders), held, started)
+    return 0
+
+
+def serve(
+    options: argparse.Namespace, engines: Sequence[ChatEngine], names: Sequence[str],
+    held: socket.socket, started: float,
+) -> None:  # fmt: skip
+    """Until interrupted."""
     gc.freeze()
     gc.enable()
     room = Room(engines, Limits(tokens=options.max_tokens))
-    names = names_of(folders)
     beside, quickstarts = (one.parent / "data" / "images" for one in (options.model, DEFAULT_MODEL))
     pictures = options.pictures or (beside if beside.is_dir() else quickstarts)
     local = options.host in LOCAL
@@ -229,9 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page = build_page(room, names=names, pictures=example_pictures(pictures))
         app = with_api(room, page, names=names, hosts=hosts)
         with contextlib.suppress(KeyboardInterrupt):
-            Server(app, options.host, port, started).run()
+            Server(app, options.host, held.getsockname()[1], started).run([held])
     room.close()
-    return 0
 
 
 if __name__ == "__main__":

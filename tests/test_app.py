@@ -393,11 +393,12 @@ def test_it_ends_with_tabs_open_and_leaves_no_folder(
         for line in server.stdout:
             if line.startswith("ready"):
                 break
+        assert httpx.get(address, timeout=30).status_code == 200
         with httpx.stream("GET", f"{address}/gradio_api/heartbeat/tab", timeout=30) as tab:
             assert tab.status_code == 200
             assert list(tmp_path.glob("llava-mole-*"))
             server.send_signal(sent)
-            assert server.wait(15) == 0
+            assert server.wait(60) == 0
         assert not list(tmp_path.glob("llava-mole-*"))
     finally:
         server.kill()
@@ -439,7 +440,13 @@ def test_a_damaged_folder_is_told_in_words(
 
 
 def test_a_port_in_use_is_passed_over() -> None:
-    first = demo.free_port("127.0.0.1", 17860)
-    with HTTPServer(("127.0.0.1", first), Elsewhere):
-        assert demo.free_port("127.0.0.1", first) > first
-        assert not demo.is_free("127.0.0.1", first)
+    """From the moment on at which another demo begins to load its models."""
+    with demo.hold_port("127.0.0.1", None, 17860) as one:
+        port = one.getsockname()[1]
+        with demo.hold_port("127.0.0.1", None, port) as other:
+            assert other.getsockname()[1] > port
+        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is in use"):
+            demo.hold_port("127.0.0.1", port)
+        with pytest.raises(OSError, match=f"no free port from {port} to {port}"):
+            demo.hold_port("127.0.0.1", None, port, tries=1)
+    demo.hold_port("127.0.0.1", port).close()
