@@ -74,31 +74,63 @@ def is_picture(path: Path) -> bool:
     return True
 
 
-def hold_port(host: str, port: int | None, first: int = 7860, tries: int = 100) -> socket.socket:
+def hold_port(
+    host: str, port: int | None, first: int = 7860, tries: int = 100
+) -> list[socket.socket]:
     """Listen on a port, or on the first from `first` that is free, before models load for seconds:
     another demo that is started meanwhile takes another one.
+
+    Returns:
+        A socket for each of the host's addresses.
 
     Raises:
         OSError: it is in use, none is free, or no such host.
     """
     for one in [port] if port else range(first, first + tries):
-        family, kind, protocol, _, address = socket.getaddrinfo(host, one, type=socket.SOCK_STREAM)[
-            0
-        ]
-        held = socket.socket(family, kind, protocol)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            held.bind(address)
-            held.listen()
-        except OSError as error:
-            held.close()
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise
-        else:
-            return held
+        with contextlib.suppress(PortInUseError):
+            return listening(host, one)
     if port:
         raise OSError(f"port {port} of {host} is in use; choose another with --port")
     raise OSError(f"no free port from {first} to {first + tries - 1}; name one with --port")
+
+
+class PortInUseError(OSError):
+    """By another program, or it is not ours to take."""
+
+
+def listening(host: str, port: int) -> list[socket.socket]:
+    """On each of the host's addresses that this machine has; one is enough."""
+    held: list[socket.socket] = []
+    failed: OSError | None = None
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        ):
+            one = None
+            try:
+                one = socket.socket(family, kind, protocol)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                one.bind(address)
+                one.listen()
+            except OSError as error:
+                if one is not None:
+                    one.close()
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    raise PortInUseError(*error.args) from error
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failed = error
+            else:
+                held.append(one)
+        if not held and failed is not None:
+            raise failed
+    except OSError:
+        for one in held:
+            one.close()
+        raise
+    return held
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -137,7 +169,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "quickstart's folder, or the quickstart's, if not given",
     )
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (127.0.0.1)")
-    add("--port", type=int, help="port; the first free one from 7860 if not given")
+    add(
+        "--port",
+        type=a_port,
+        help="port, 1 to 65535; the first free one from 7860 if not given",
+    )
     add(
         "--allow-host",
         action="append",
@@ -162,6 +198,12 @@ def at_least_one(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    return number
+
+
+def a_port(text: str) -> int:
+    if not 1 <= (number := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError(f"{number}: ports go from 1 to 65535")
     return number
 
 
@@ -204,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             for folder in folders:
                 check_is_model(folder)
-            held = stack.enter_context(hold_port(options.host, options.port))
+            held = [stack.enter_context(one) for one in hold_port(options.host, options.port)]
             engines = [
                 ChatEngine.from_folder(
                     folder,
@@ -223,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(
     options: argparse.Namespace, engines: Sequence[ChatEngine], names: Sequence[str],
-    held: socket.socket, started: float,
+    held: list[socket.socket], started: float,
 ) -> None:  # fmt: skip
     """Until interrupted."""
     gc.freeze()
@@ -240,7 +282,7 @@ def serve(
         page = build_page(room, names=names, pictures=example_pictures(pictures))
         app = with_api(room, page, names=names, hosts=hosts)
         with contextlib.suppress(KeyboardInterrupt):
-            Server(app, options.host, held.getsockname()[1], started).run([held])
+            Server(app, options.host, held[0].getsockname()[1], started).run(held)
     room.close()
 
 

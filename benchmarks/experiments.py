@@ -50,18 +50,18 @@ class Step:
     Attributes:
         name: of the data or of the sweep.
         words: after the interpreter.
-        made: where this is there, the step is done; None: the command itself knows.
+        made: where these are there, the step is done; empty: the command itself knows.
         hours: of one core that it took; None: not known.
     """
 
     name: str
     words: tuple[str, ...]
-    made: Path | None = None
+    made: tuple[Path, ...] = ()
     hours: float | None = None
 
     @property
     def done(self) -> bool:
-        return self.made is not None and self.made.exists()
+        return bool(self.made) and all(path.exists() for path in self.made)
 
 
 def packed(name: str) -> dict[str, dict[str, Any]]:
@@ -115,12 +115,12 @@ def build(data: Sequence[str]) -> Iterator[Step]:
     for name in DOMAINS:
         if name in plain:
             made = f"datasets/{name}"
-            yield Step(made, (f"data/{name}.py", "--out", made), ROOT / made)
+            yield Step(made, (f"data/{name}.py", "--out", made), (ROOT / made,))
     for name, style in STYLES.items():
         if f"{name}-{style}" in data:
             made = f"datasets/{name}-{style}"
             words = ("data/answer_styles.py", "--data", f"datasets/{name}", "--style", style)
-            yield Step(made, (*words, "--out", made), ROOT / made)
+            yield Step(made, (*words, "--out", made), (ROOT / made,))
 
 
 def sweep(name: str, parallel: str, packs: Path) -> Iterator[Step]:
@@ -135,7 +135,7 @@ def sweep(name: str, parallel: str, packs: Path) -> Iterator[Step]:
         words = ("-m", "llava_mole.cli", "sweep", str(path), "--split", split)
         only = ("--only", *(arm for arm in known.arms if arm in arms))
         chosen = () if arms == set(known.arms) or split == TEST else only
-        yield Step(name, (*words, "--parallel", parallel, *chosen), None, hours)
+        yield Step(name, (*words, "--parallel", parallel, *chosen), hours=hours)
         yield Step(name, (*words, "--pack", str(packs / name)))
         yield from route(known, name, split, packs)
 
@@ -144,14 +144,16 @@ def route(known: Sweep, name: str, split: str, packs: Path) -> Iterator[Step]:
     for path in sorted((ROOT / PACKS / name / f"routing-{split}").glob("*.json")):
         arm, _, seed = path.stem.rpartition("-seed-")
         model = Path("runs/sweeps", name, "runs", arm, f"seed-{seed}", "model")
-        made = packs / name / f"routing-{split}" / path.name
+        summary = packs / name / f"routing-{split}" / path.name
+        made = (ROOT / summary,)
         data = [f"{one}=datasets/{one}/eval_{split}.tsv" for one in known.evaluate.domains]
         words = ("benchmarks/routing_report.py", "--model", str(model), "--items", "10")
-        page = ["--summary", str(made), "--out", f"runs/routing/{name}/{arm}-seed-{seed}"]
+        page = ["--summary", str(summary), "--out", f"runs/routing/{name}/{arm}-seed-{seed}"]
         tokens = Path(PICTURES, TOKENS.format(name=name, split=split, run=path.stem))
         if (ROOT / "docs" / tokens).is_file():
             page += ["--token-map", str(packs.parent / tokens)]
-        yield Step(name, (*words, *page, "--data", *data), ROOT / made)
+            made += (ROOT / packs.parent / tokens,)
+        yield Step(name, (*words, *page, "--data", *data), made)
 
 
 def steps(names: Sequence[str], parallel: str, out: Path) -> list[Step]:

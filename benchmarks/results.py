@@ -167,8 +167,10 @@ class Known:
 
     def seeds(self) -> str:
         """Claims, seed by seed."""
-        own = [one for one in self.report.verdicts if one.by_seed]
+        own = self.report.verdicts
         seeds = sorted({seed for one in own for seed in one.seeds})
+        if not seeds:
+            raise SystemExit("seeds: no claim is known by seed")
         lines = [f"| | {' | '.join(f'seed {seed}' for seed in seeds)} |",
                  "|---|" + "---:|" * len(seeds)]  # fmt: skip
         for one in own:

@@ -21,6 +21,7 @@ import argparse
 import html
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.summary is not None:
         check_name(args.summary)
     files = [path for path in (args.summary, args.token_map) if path is not None]
+    for path in files:
+        if path.is_dir():
+            raise ConfigError(f"{path}: a folder; name a file")
     for folder in (args.out, *(path.parent for path in files)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise ConfigError(f"{folder}: {error.strerror}; choose another place") from error
     probes = read(args.data, args.items)
@@ -159,6 +164,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         lack = "no question (--examples 0)" if model.mole else f"no experts in {args.model}"
         raise ConfigError(f"--token-map {args.token_map}: nothing to draw, {lack}")
     routing = look(model, processor, probes, rows_per_batch=args.rows, progress=not args.quiet)
+    if args.token_map is not None and not routing.routers:
+        raise ConfigError(f"--token-map {args.token_map}: no token of this model chooses an expert")
     examples = explained(model, processor, probes, args.examples)
     found = write_report(
         routing,
@@ -169,12 +176,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         examples=lambda found: maps(examples, routing, found, args.out),
     )
+    if args.summary is not None:
+        write_summary(found, args.summary)
     if args.token_map is not None:
         shown = routers_to_show(found)
         names = router_names(routing.routers)
         draw_token_map(examples, shown, [f"layer {names[n]}" for n in shown], args.token_map)
-    if args.summary is not None:
-        write_summary(found, args.summary)
     return found
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -135,10 +136,14 @@ def find_damage(folder: Path, *, rehash: bool = False) -> str | None:
     for name, expected in files.items():
         path = folder / name
         try:
-            found = path.stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
+            kind = path.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
             return f"{path} is missing"
-        if found != expected["bytes"]:
+        if not stat.S_ISREG(kind.st_mode):
+            return f"{path} is no file"
+        if (found := kind.st_size) != expected["bytes"]:
             return f"{path} has {found:,} bytes, expected {expected['bytes']:,}"
         if rehash and (found_hash := sha256_file(path)) != expected["sha256"]:
             return f"{path} has SHA-256 {found_hash}, expected {expected['sha256']}"

@@ -35,7 +35,7 @@ torch.set_num_threads(1)  # tiny models: threads only wait for each other
 # HYPOTHESIS_PROFILE=default
 settings.register_profile("same", deadline=None, derandomize=True, database=None,
                           suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "same")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -408,6 +408,8 @@ def test_it_ends_with_tabs_open_and_leaves_no_folder(
     ("options", "words"),
     [
         (["--rows", "0"], "at least 1"),
+        (["--port", "0"], "from 1 to 65535"),
+        (["--port", "70000"], "from 1 to 65535"),
         (["--max-tokens", "0"], "at least 1"),
         (["--compare", "nowhere"], "no model in nowhere"),
         (["--host", "203.0.113.9"], "203.0.113.9"),
@@ -441,12 +443,33 @@ def test_a_damaged_folder_is_told_in_words(
 
 def test_a_port_in_use_is_passed_over() -> None:
     """From the moment on at which another demo begins to load its models."""
-    with demo.hold_port("127.0.0.1", None, 17860) as one:
+    [one] = demo.hold_port("127.0.0.1", None, 17860)
+    with one:
         port = one.getsockname()[1]
-        with demo.hold_port("127.0.0.1", None, port) as other:
+        [other] = demo.hold_port("127.0.0.1", None, port)
+        with other:
             assert other.getsockname()[1] > port
         with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is in use"):
             demo.hold_port("127.0.0.1", port)
         with pytest.raises(OSError, match=f"no free port from {port} to {port}"):
             demo.hold_port("127.0.0.1", None, port, tries=1)
-    demo.hold_port("127.0.0.1", port).close()
+    for one in demo.hold_port("127.0.0.1", port):
+        one.close()
+
+
+def test_a_host_of_several_addresses_listens_on_all_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = (socket.SOCK_STREAM, 6, "")
+    addresses = [(socket.AF_INET, *stream, (host, 17960)) for host in
+                 ("203.0.113.9", "127.0.0.1", "127.0.0.2", "127.0.0.1")]  # fmt: skip
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+    held = demo.hold_port("several", 17960)
+    assert [one.getsockname() for one in held] == [("127.0.0.1", 17960), ("127.0.0.2", 17960)]
+    with pytest.raises(OSError, match="in use"):
+        demo.hold_port("several", 17960)
+    for one in held:
+        one.close()
+    del addresses[1:]
+    with pytest.raises(OSError, match="annot assign"):
+        demo.hold_port("several", 17960)

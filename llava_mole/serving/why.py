@@ -197,7 +197,7 @@ def explain(
     records = [r for r in records if r.route.probs is not None]
     count = len(encoded.input_ids)
     records = [r for r in records if len(r.chosen()) == count]
-    chosen = [record.chosen().argmax(dim=-1).tolist() for record in records]
+    chosen = [record.shares().argmax(dim=-1).tolist() for record in records]
     first = last_answer(encoded.labels)
     tokens, place = [], 0
     per_image = processor.tokens_per_image

@@ -32,10 +32,16 @@ from llava_mole.sweeping.sweep_file import Sweep
 from llava_mole.sweeping.watching import STARTED_BY, ending_all
 from llava_mole.training.progress import duration
 
-TAIL, LINES = 2**22, 12
-"""Bytes of a failed run's output that are read, and lines of it that are shown."""
-BAR = re.compile(r"^.*?\d+%\|.*?\[[^\]]*\]?")
-"""A progress bar, as tqdm draws it."""
+TAIL, LINES, WIDTH = 2**22, 12, 2000
+"""Bytes of a failed run's output that are read; lines that are shown, characters of a line."""
+BAR = re.compile(
+    r"(?:[^:]{0,60}:)? *\d{1,3}%\|[^|\[\]]{0,400}\| *[\d.]+\w{0,2}/[\d.]+\w{0,2} *"
+    r"\[[^\[\]]{0,200}\]"
+    r"|(?:[^:]{0,60}: *)?\b\d+\w{1,20} \[\d[\d:]{3,12}, [^\[\]]{0,200}\]"
+)
+"""A progress bar as tqdm draws it, with an end that is known and without."""
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""What moves a terminal's cursor, clears or colours it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,10 +213,17 @@ def report(split: str, one: Started, console: Console) -> None:
 
 
 def last_words(output: Path) -> list[str]:
-    """The end of what a process said, as a terminal would show it, without progress bars."""
+    """The end of what a process said, without progress bars and what moves the cursor."""
+    if not output.is_file():
+        return []
     with output.open("rb") as file:
         file.seek(max(0, output.stat().st_size - TAIL))
         text = file.read().decode(errors="replace")
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    shown = [BAR.sub("", line).rstrip() for line in lines]
-    return [line for line in shown if line][-LINES:]
+    found: list[str] = []
+    for line in reversed(re.split(r"[\r\n]+", text)):
+        said = BAR.sub("", ESCAPES.sub("", line[-WIDTH:])).rstrip()
+        if said:
+            found.append(said)
+        if len(found) == LINES:
+            break
+    return found[::-1]

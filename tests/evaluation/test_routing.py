@@ -352,6 +352,18 @@ def test_the_script_says_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
+def test_a_place_for_the_token_map_is_looked_at_first(
+    script: Any, tiny_model_dir: Path, files: list[Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for place in (tmp_path, Path(), Path("/proc/map.png")):
+        words = ["--model", str(tiny_model_dir), "--out", str(tmp_path / "out"), "--quiet",
+                 "--data", f"flags={files[0]}", "--token-map", str(place)]  # fmt: skip
+        assert script.main(words) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not list(tmp_path.glob("out/*"))
+
+
 def test_a_model_without_experts_has_no_token_map(
     script: Any, tiny_model: Callable[..., Any], files: list[Path], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageColor
 
 from llava_mole.errors import DataError
-from llava_mole.serving.token_map import COLUMN, GAP, MARGIN, Example, draw_token_map
+from llava_mole.serving import token_map
+from llava_mole.serving.token_map import (
+    COLUMN,
+    GAP,
+    MARGIN,
+    Example,
+    _from_the_right,
+    draw_token_map,
+)
 from llava_mole.serving.why import ANSWER, PICTURE, WORDS, Token, Why
 from llava_mole.serving.why_shown import colour
 
@@ -85,9 +94,42 @@ def test_arabic_runs_from_the_right(tmp_path: Path) -> None:
     draw_token_map([one], [0], ["layer 0"], tmp_path / "map.png")
     sheet = column(Image.open(tmp_path / "map.png").convert("RGB"), 0)
     assert [2, 1, 0] in rows_of(sheet, WORD)
-    paper = [sheet.getpixel((x, sheet.height - 30)) for x in range(COLUMN)]
-    assert paper[:20] == [(255, 255, 255)] * 20
-    assert paper[-1] != (255, 255, 255)
+    pixels = [[sheet.getpixel((x, y)) for x in range(COLUMN)] for y in range(sheet.height)]
+    [words, *_] = [row for row in pixels if runs(row, WORD) == [2, 1, 0]]
+    assert words[:20] == [(255, 255, 255)] * 20
+    assert words[-1] != (255, 255, 255)
+
+
+def test_numbers_and_latin_words_in_arabic_run_from_the_left() -> None:
+    texts = ["كم", " ثمن", " ", "2", "0", "2", "4", " ", "La", "VA", "-", "Mo", "LE", "؟", "<eos>"]
+    line = [Token(text, WORDS, None, None, (place,)) for place, text in enumerate(texts)]
+    shown = [token.text for token in _from_the_right(line)]
+    assert shown == ["<eos>", "؟", "2", "0", "2", "4", " ", "La", "VA", "-", "Mo", "LE", " ",
+                     " ثمن", "كم"]  # fmt: skip
+
+
+def test_tokens_of_no_width_and_directions_alone_are_drawn(tmp_path: Path) -> None:
+    odd = ["\N{ARABIC DAMMA}", "\N{COMBINING ACUTE ACCENT}", "\u200b", "\ufeff", "\0", "\u2066",
+           "a\u2067b", ""]  # fmt: skip
+    for language in ("ar", "en"):
+        one = example([(text, ANSWER) for text in odd], language)
+        draw_token_map([one], [0, 1], ["layer 0", "layer 1"], tmp_path / "map.png")
+    rows = rows_of(column(Image.open(tmp_path / "map.png").convert("RGB"), 0), WORD)
+    assert max(map(len, rows)) == len(odd)  # each has room for its expert
+
+
+def test_the_legend_has_every_expert_that_occurs(tmp_path: Path) -> None:
+    many = Why(("layers.0.mlp",), 40, tuple(
+        Token(f"{n} ", WORDS, None, None, (n,)) for n in range(40)), None, ())  # fmt: skip
+    few = replace(many, tokens=many.tokens[:2])
+    heights = []
+    for why in (few, many):
+        draw_token_map([Example("\U0001f600", "en", (), why)], [0], ["layer"], tmp_path / "map.png")
+        legend = token_map._legend([Example("x", "en", (), why)], [0], COLUMN)
+        heights.append(legend.height)
+        found = {expert for row in rows_of(legend, WORD) for expert in row}
+        assert found >= ({0, 1} if why is few else set(range(EXPERTS)))
+    assert heights[1] > heights[0] + 5 * 24
 
 
 def test_what_no_font_has_and_long_lines_are_drawn_all_the_same(tmp_path: Path) -> None:

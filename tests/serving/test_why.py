@@ -6,6 +6,7 @@ from PIL import Image
 
 from llava_mole.configuration import ParrotConfig
 from llava_mole.mole import MoleConfig
+from llava_mole.mole.methods import METHODS
 from llava_mole.serving.chat import ChatEngine, fill_pictures
 from llava_mole.serving.why import average_gates, explain, grid_of, seen
 from tests import helpers
@@ -129,3 +130,14 @@ def test_a_shared_expert_is_told_beside_those_that_are_chosen(tiny_model, tmp_pa
     model.save_pretrained(tmp_path / "model", processor=processor)
     card = (tmp_path / "model" / "README.md").read_text("utf-8")
     assert "3 experts, rank 2, and a shared one of rank 2" in card
+
+
+def test_of_several_experts_the_one_with_the_largest_gate_is_shown(tiny_model):
+    model, processor = tiny_model("gemma3_text", mole=METHODS["loramoe"](num_experts=3, r=2))
+    said = explain(model, processor, fill_pictures(TURNS, PICTURES), "A dog.")
+    shown = []
+    for number, record in enumerate(model.mole.records):
+        expected = record.probs.argmax(-1).tolist()
+        assert [token.experts[number] for token in said.tokens] == expected
+        shown += expected
+    assert len(set(shown)) > 1

@@ -252,3 +252,32 @@ def test_a_failed_runs_last_words_are_no_progress_bars(tmp_path: Path) -> None:
     assert words[:-3] == ["early"] * 9
     output.write_bytes(b"")
     assert last_words(output) == []
+    output.unlink()
+    assert last_words(output) == []
+
+
+def test_what_only_looks_like_a_bar_is_among_the_last_words(tmp_path: Path) -> None:
+    output = tmp_path / "output.log"
+    said = io.StringIO()
+    for _ in tqdm(range(3), desc="stage", file=said, mininterval=0, miniters=1):
+        for _ in tqdm(range(3), desc="held out", file=said, position=1, mininterval=0, miniters=1):
+            pass
+    with tqdm(file=said) as endless:
+        endless.update(4)
+        said.write("Traceback:")
+    errors = ["ValueError: expected share 100%| got [1, 2]", "only 50%| of the rows [x] were read",
+              "error: the picture"]  # fmt: skip
+    output.write_text(
+        said.getvalue() + "\n\x1b[2J" + "\n".join(errors) + "  50%|#    | 1/2 [00:01<00:01, 1it/s]",
+        "utf-8",
+    )
+    assert last_words(output) == ["Traceback:", *errors]
+    # A line of any length is no work, and is cut.
+    for rubbish in ("0" * 4_000_000, "1%|" * 1_000_000):
+        output.write_text(rubbish + "the end\nerror: end", "utf-8")
+        started = time.process_time()
+        cut, end = last_words(output)
+        assert time.process_time() - started < 5
+        assert end == "error: end"
+        assert len(cut) <= 2000
+        assert cut.endswith("the end")

@@ -90,7 +90,7 @@ def test_it_stops_at_a_failure_and_goes_on_there(
     once = f"open({str(made)!r}, 'x')"
     needed = tmp_path / "needed"
     found = [
-        script.Step("first", ("-c", once), made),
+        script.Step("first", ("-c", once), (made,)),
         script.Step("second", ("-c", f"open({str(needed)!r})")),
         script.Step("third", ("-c", "print('the end')")),
     ]
